@@ -1,0 +1,145 @@
+"""Label augmentation: new anatomies from the label maps of real patients (the paper's affine and elastic ranges).
+
+The heart moves and the sector stays: the sector belongs to the probe, not to the patient. Every map is checked and,
+where it fails, redrawn; the released code's elastic warp may fold and tear structures.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from echo.config import AugmentationConfig
+
+ELASTIC_TRIES = 50
+
+
+@dataclass(frozen=True)
+class AugmentedMap:
+    """`label` (S, S) CAMUS classes; `rejected`: draws thrown away before it; `parameters`: of the affine part."""
+
+    label: NDArray[np.uint8]
+    rejected: int
+    parameters: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Rotation and shear in degrees, translation (down, right) in fractions of the image side, scale as a factor."""
+
+    rotation_deg: float
+    shear_deg: float
+    scale: float
+    down: float
+    right: float
+
+    def inverse_matrix(self) -> NDArray[np.float64]:
+        """(2, 2): from output to input coordinates (row, column), about the centre."""
+        a, s = np.deg2rad(self.rotation_deg), np.tan(np.deg2rad(self.shear_deg))
+        rotation = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+        return np.linalg.inv(self.scale * rotation @ np.array([[1.0, 0.0], [s, 1.0]]))
+
+
+def draw_affine(config: AugmentationConfig, rng: np.random.Generator) -> Affine:
+    """Uniform in the configured ranges."""
+    return Affine(
+        rotation_deg=rng.uniform(-config.rotation_deg, config.rotation_deg),
+        shear_deg=rng.uniform(-config.shear_deg, config.shear_deg),
+        scale=rng.uniform(*config.scale),
+        down=rng.uniform(0, config.translation),
+        right=rng.uniform(-config.translation, config.translation),
+    )
+
+
+def draw_elastic(config: AugmentationConfig, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A smooth displacement field (2, size, size) in pixels: cubic B-splines on a grid with a locked border.
+
+    The largest displacement of a field is itself drawn up to the configured one: at the full 30 of 256 pixels on
+    10 x 10 points nearly every field folds.
+    """
+    n = config.elastic_points
+    amplitude = rng.uniform(0, config.elastic_displacement) * size
+    points = rng.uniform(-amplitude, amplitude, (2, n, n))
+    points[:, [0, -1], :] = points[:, :, [0, -1]] = 0
+    grid = np.stack(np.meshgrid(*[np.linspace(0, n - 1, size)] * 2, indexing="ij"))
+    # The points are B-spline coefficients (prefilter=False), not values to pass through: smoother, and no overshoot.
+    return np.stack(
+        [ndimage.map_coordinates(p, grid, order=3, mode="nearest", prefilter=False) for p in points]
+    )
+
+
+def smallest_jacobian(field: NDArray[np.float64]) -> float:
+    """The least determinant of a displacement field (2, H, W)'s Jacobian; not positive where it folds."""
+    (dyy, dyx), (dxy, dxx) = np.gradient(field[0]), np.gradient(field[1])
+    return float(((1 + dyy) * (1 + dxx) - dyx * dxy).min())
+
+
+def warp(label: NDArray[np.uint8], coordinates: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The label map (S, S) at input coordinates (2, S, S): each class is interpolated linearly, and the largest wins.
+
+    Borders come out smooth where a nearest-neighbour lookup leaves them jagged.
+    """
+    shares = [
+        ndimage.map_coordinates((label == k).astype(np.float32), coordinates, order=1, mode="nearest")
+        for k in range(int(label.max()) + 1)
+    ]
+    return np.argmax(shares, axis=0).astype(np.uint8)
+
+
+def anatomy_fault(label: NDArray[np.uint8], source: NDArray[np.uint8]) -> str | None:
+    """Why `label` is no plausible version of `source` (both CAMUS classes), or None.
+
+    Each structure of the source must be there in one component, with 0.4 to 1.6 times its area; the wall must
+    surround the cavity: at most 5 % of the cavity's border may touch the background, beyond what the source has; the
+    atrium must lie below the cavity.
+    """
+    for k, name in ((1, "LV endo"), (2, "LV myo"), (3, "LA")):
+        before, after = (source == k).sum(), (label == k).sum()
+        if before == 0:
+            continue
+        if not 0.4 <= after / before <= 1.6:
+            return f"{name} has {after / before:.2f} times its area"
+        if ndimage.label(label == k, np.ones((3, 3)))[1] > ndimage.label(source == k, np.ones((3, 3)))[1]:
+            return f"{name} is in pieces"
+    if leak(label) > leak(source) + 0.05:
+        return "the wall does not surround the cavity"
+    if (label == 3).any() and np.nonzero(label == 3)[0].mean() <= np.nonzero(label == 1)[0].mean():
+        return "the atrium is not below the cavity"
+    return None
+
+
+def leak(label: NDArray[np.uint8]) -> float:
+    """The fraction of the cavity's outer border that touches the background."""
+    cavity = label == 1
+    rim = ndimage.binary_dilation(cavity) & ~cavity
+    return float((label[rim] == 0).mean()) if rim.any() else 0.0
+
+
+def augment(
+    label: NDArray[np.uint8], config: AugmentationConfig, rng: np.random.Generator, tries: int = ELASTIC_TRIES
+) -> AugmentedMap:
+    """A new label map from one of CAMUS classes (S, S): an affine and an elastic warp, redrawn until it is plausible.
+
+    Raises:
+        ValueError: when no draw of `tries` is; the source is then at fault.
+    """
+    size = len(label)
+    centre = (size - 1) / 2
+    identity = np.stack(np.meshgrid(*[np.arange(size) - centre] * 2, indexing="ij"))
+    fault = ""
+    for rejected in range(tries):
+        affine, field = draw_affine(config, rng), draw_elastic(config, size, rng)
+        if smallest_jacobian(field) <= 0:
+            fault = "the elastic warp folds"
+            continue
+        shift = size * np.array([affine.down, affine.right])[:, None, None]
+        coordinates = np.einsum("ij,jhw->ihw", affine.inverse_matrix(), identity + field - shift) + centre
+        new = warp(label, coordinates)
+        # Nothing is known beyond the border: what a shift brings in there is background.
+        outside = ((coordinates < -0.5) | (coordinates > size - 0.5)).any(axis=0)
+        new[outside] = 0
+        fault = anatomy_fault(new, label)
+        if fault is None:
+            return AugmentedMap(new, rejected, asdict(affine))
+    raise ValueError(f"no plausible augmentation in {tries} draws: {fault}")

@@ -1,0 +1,208 @@
+"""Every hyper-parameter, in one place: five profiles, from a test of seconds to the paper's own configuration.
+
+Sources: "paper" is Stojanovski et al. 2023 and its released code; "validation" means chosen on validation data of the
+compact profiles, never on test data.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+
+VIEW_PHASES = (("2CH", "ED"), ("2CH", "ES"), ("4CH", "ED"), ("4CH", "ES"))  # the index is the class label
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Arguments of `echo.unet.SemanticUNet`; the defaults are the paper's."""
+
+    in_channels: int = 3
+    learned_variance: bool = True
+    model_channels: int = 256
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    head_channels: int = 64
+    spade_hidden: int = 128
+    norm_groups: int = 32
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Training of the diffusion model; the defaults are the paper's."""
+
+    prediction_type: str = "epsilon"  # or "v_prediction" (Salimans and Ho 2022), steadier at few steps
+    num_train_timesteps: int = 1000
+    steps: int = 50_000
+    batch_size: int = 96  # 8 ranks x 12
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    ema_decay: float = 0.9999
+    gradient_clip: float = 1.0  # not in the paper; inert unless the loss spikes
+    flip_probability: float = 0.5
+    precision: str = "fp16"
+    validate_every: int = 1000
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Ranges of the label augmentation (paper); lengths are fractions of the image side."""
+
+    rotation_deg: float = 5.0
+    translation: float = 0.05
+    scale: tuple[float, float] = (0.8, 1.05)
+    shear_deg: float = 5.0
+    elastic_points: int = 10
+    elastic_displacement: float = 30 / 256  # 30 px
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Sampling of the synthetic data set; the defaults are the paper's."""
+
+    images: int = 9000  # 450 label maps x 5 augmentations x 4 views and phases
+    validation_images: int = 200
+    scheduler: str = "ddpm"
+    num_inference_steps: int = 1000
+    guidance_scale: float = 1.0
+    batch_size: int = 12
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """The segmentation network and its training; the defaults are the paper's (664 282 parameters at 256 x 256)."""
+
+    channels: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 256)
+    num_res_units: int = 0
+    loss: str = "ce"  # or "dice_ce"
+    steps: int = 675_000  # 300 epochs of 2250 images, batch 1
+    batch_size: int = 1
+    learning_rate: tuple[float, float] = (1e-3, 1e-4)  # cosine, from and to
+    gamma: tuple[float, float] = (0.5, 3.0)
+    flip_probability: float = 0.5
+    rotation_deg: float = 10.0
+    translation: float = 0.2
+    scale: tuple[float, float] = (0.8, 1.2)
+    validate_every: int = 2250
+    seeds: int = 3
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the whole experiment."""
+
+    name: str
+    image_size: int
+    per_view_phase: bool = True  # one diffusion model for each view and phase (paper), or one over all
+    phantom_patients: dict[str, int] = field(
+        default_factory=lambda: {"training": 400, "validation": 50, "testing": 50}
+    )
+    unet: UNetConfig = UNetConfig()
+    training: TrainingConfig = TrainingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    generation: GenerationConfig = GenerationConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+PAPER = Profile("paper", image_size=256)
+
+CPU = Profile(
+    "cpu",
+    image_size=56,
+    per_view_phase=False,
+    phantom_patients={"training": 200, "validation": 25, "testing": 50},
+    unet=UNetConfig(
+        in_channels=1,
+        learned_variance=False,
+        model_channels=32,
+        channel_mult=(1, 2, 4, 6),
+        num_res_blocks=1,
+        attention_resolutions=(14, 7),
+        head_channels=32,
+        spade_hidden=32,
+        norm_groups=8,
+    ),
+    training=TrainingConfig(
+        prediction_type="v_prediction",
+        steps=2400,
+        batch_size=16,
+        learning_rate=4e-4,
+        warmup_steps=100,
+        ema_decay=0.998,
+        flip_probability=0.0,  # a mirrored heart is not drawn from the data; half the distribution to learn
+        precision="bf16",
+        validate_every=200,
+    ),
+    # Real walls are smooth at this scale; the paper's 30 px leaves them ragged.
+    augmentation=AugmentationConfig(elastic_displacement=12 / 256),
+    generation=GenerationConfig(
+        images=1800, validation_images=160, scheduler="ddim", num_inference_steps=25, batch_size=20
+    ),
+    segmenter=SegmenterConfig(
+        channels=(24, 48, 96, 192),
+        num_res_units=2,
+        loss="dice_ce",
+        steps=2600,
+        batch_size=24,
+        learning_rate=(2e-3, 2e-5),
+        gamma=(0.5, 2.0),
+        flip_probability=0.0,
+        translation=0.05,
+        validate_every=200,
+        seeds=1,
+    ),
+)
+
+LAPTOP = replace(
+    CPU,
+    name="laptop",
+    image_size=48,
+    phantom_patients={"training": 120, "validation": 20, "testing": 40},
+    unet=replace(CPU.unet, channel_mult=(1, 2, 4), attention_resolutions=(12,)),
+    training=replace(CPU.training, steps=1000, validate_every=100),
+    generation=replace(CPU.generation, images=720, validation_images=80),
+    segmenter=replace(CPU.segmenter, channels=(16, 32, 64, 128), steps=1000, validate_every=100),
+)
+
+SMOKE = replace(
+    LAPTOP,
+    name="smoke",
+    image_size=32,
+    phantom_patients={"training": 4, "validation": 2, "testing": 2},
+    unet=replace(LAPTOP.unet, model_channels=16, channel_mult=(1, 2), attention_resolutions=(16,), norm_groups=4),
+    training=replace(LAPTOP.training, steps=12, batch_size=4, warmup_steps=2, validate_every=6),
+    generation=replace(LAPTOP.generation, images=8, validation_images=4, num_inference_steps=2, batch_size=4),
+    segmenter=replace(LAPTOP.segmenter, channels=(8, 16, 32), steps=12, batch_size=4, validate_every=6),
+)
+
+GPU = replace(
+    CPU,
+    name="gpu",
+    image_size=128,
+    unet=replace(
+        CPU.unet,
+        model_channels=64,
+        channel_mult=(1, 2, 3, 4),
+        num_res_blocks=2,
+        attention_resolutions=(32, 16),
+        head_channels=64,
+        spade_hidden=128,
+        norm_groups=32,
+    ),
+    training=replace(CPU.training, steps=12_000, batch_size=64, warmup_steps=500, ema_decay=0.999, validate_every=500),
+    generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=50, batch_size=128),
+    segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=6000, batch_size=32, seeds=3),
+)
+
+PROFILES = {p.name: p for p in (SMOKE, LAPTOP, CPU, GPU, PAPER)}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises:
+        ValueError: for an unknown name, listing those there are.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]

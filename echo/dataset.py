@@ -1,0 +1,115 @@
+"""The data stage: raw frames of either source -> arrays at the profile's size, training and validation only.
+
+The test patients are not in these arrays. `echo.segmenter.score` opens their frames once, at the very end.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from skimage.transform import resize
+from tqdm.auto import tqdm
+
+from echo.camus import PHASES, Camus, open_camus
+from echo.config import VIEW_PHASES, Profile
+from echo.labels import sector_mask, to_sdm
+from echo.paths import atomic, digest, is_done, mark_done, write_json
+from echo.phantom import write_phantom
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of one split, in one order.
+
+    Attributes:
+        images: uint8 (N, S, S), rows are depth.
+        labels: uint8 (N, S, S), CAMUS classes 0 to 3.
+        sdm_labels: uint8 (N, S, S), the diffusion model's classes 0 to 4.
+        index: one row a frame: patient, view, phase, class_label (its place in `config.VIEW_PHASES`), quality, ef,
+            spacing_row_mm, spacing_col_mm.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    sdm_labels: NDArray[np.uint8]
+    index: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, rows: NDArray) -> "Frames":
+        """The frames at those rows (indices, or a mask)."""
+        index = self.index[rows] if np.asarray(rows).dtype == bool else self.index.iloc[rows]
+        return Frames(
+            self.images[rows], self.labels[rows], self.sdm_labels[rows], index.reset_index(drop=True)
+        )
+
+
+def open_data(data: str, profile: Profile, folder: Path, seed: int) -> Camus:
+    """The raw data set: "phantom" (written below `folder` when absent) or the path of a CAMUS release."""
+    if data == "phantom":
+        return open_camus(write_phantom(folder / "phantom", profile.phantom_patients, seed))
+    return open_camus(data)
+
+
+def read_frames(camus: Camus, split: str, size: int, progress: bool = True) -> Frames:
+    """Every frame of a split, resized to (size, size); the sector is found at the frame's own resolution."""
+    keys = [(p, v, h) for p in camus.patients(split) for v in camus.views for h in PHASES]
+    images, labels, sdm_labels, rows = [], [], [], []
+    for patient, view, phase in tqdm(keys, desc=f"{split} frames", unit="frame", disable=not progress):
+        raw = camus.frame(patient, view, phase)
+        frame = raw.resized(size)
+        # Found at full resolution and averaged down, so that its border stays smooth.
+        sector = resize(sector_mask(raw.image).astype(float), (size, size), anti_aliasing=True) > 0.5
+        images.append(frame.image)
+        labels.append(frame.label)
+        sdm_labels.append(to_sdm(frame.label, sector))
+        rows.append(
+            {
+                "patient": patient,
+                "view": view,
+                "phase": phase,
+                "class_label": VIEW_PHASES.index((view, phase)),
+                "quality": frame.quality,
+                "ef": frame.ef,
+                "spacing_row_mm": frame.spacing_mm[0],
+                "spacing_col_mm": frame.spacing_mm[1],
+            }
+        )
+    return Frames(np.stack(images), np.stack(labels), np.stack(sdm_labels), pd.DataFrame(rows))
+
+
+def prepare(data: str, profile: Profile, folder: Path, seed: int) -> str:
+    """Write `{training,validation}.{npz,csv}` into `folder`; return the digest that identifies data and settings."""
+    camus = open_data(data, profile, folder, seed)
+    inputs = digest(camus.digest(), profile.image_size)
+    if not is_done(folder, inputs):
+        for split in ("training", "validation"):
+            frames = read_frames(camus, split, profile.image_size)
+            with atomic(folder / f"{split}.npz") as temporary:
+                np.savez_compressed(
+                    temporary, images=frames.images, labels=frames.labels, sdm_labels=frames.sdm_labels
+                )
+            with atomic(folder / f"{split}.csv") as temporary:
+                frames.index.to_csv(temporary, index=False)
+        patients = {split: len(camus.patients(split)) for split in ("training", "validation", "testing")}
+        facts = {"release": camus.release, "digest": camus.digest(), "patients": patients, "views": camus.views}
+        write_json(folder / "data.json", facts)
+        mark_done(folder, inputs)
+    return inputs
+
+
+def load_frames(folder: Path, split: str) -> Frames:
+    """The frames that `prepare` wrote.
+
+    Raises:
+        FileNotFoundError: when the data stage has not run.
+    """
+    if not (folder / "done.json").exists():
+        raise FileNotFoundError(f"{folder}: no prepared data; run notebook 01 or `python -m echo reproduce --only data`")
+    with np.load(folder / f"{split}.npz") as arrays:
+        return Frames(
+            arrays["images"], arrays["labels"], arrays["sdm_labels"], pd.read_csv(folder / f"{split}.csv")
+        )

@@ -1,0 +1,35 @@
+"""The device that computes, and the precision it computes in."""
+
+import resource
+
+import torch
+
+
+def get_device() -> torch.device:
+    """The first CUDA GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def supported_precision(precision: str, device: torch.device) -> str:
+    """`precision` ("fp16", "bf16", "fp32") where this device computes it fast, else the nearest it does.
+
+    A CPU has no fast fp16, and bf16 only with AVX512-BF16 or AMX.
+    """
+    if device.type == "cuda":
+        return "fp16" if precision == "bf16" and not torch.cuda.is_bf16_supported() else precision
+    fast_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if precision in ("bf16", "fp16") and fast_bf16 else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The autocast context of that precision on that device."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    name = supported_precision(precision, device)
+    return torch.autocast(device.type, dtype[name] if name != "fp32" else None, enabled=name != "fp32")
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory so far in GB: of the GPU, or of this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
