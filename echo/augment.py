@@ -64,9 +64,7 @@ def draw_elastic(config: AugmentationConfig, size: int, rng: np.random.Generator
     points[:, [0, -1], :] = points[:, :, [0, -1]] = 0
     grid = np.stack(np.meshgrid(*[np.linspace(0, n - 1, size)] * 2, indexing="ij"))
     # The points are B-spline coefficients (prefilter=False), not values to pass through: smoother, and no overshoot.
-    return np.stack(
-        [ndimage.map_coordinates(p, grid, order=3, mode="nearest", prefilter=False) for p in points]
-    )
+    return np.stack([ndimage.map_coordinates(p, grid, order=3, mode="nearest", prefilter=False) for p in points])
 
 
 def smallest_jacobian(field: NDArray[np.float64]) -> float:

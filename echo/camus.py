@@ -27,11 +27,9 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from skimage.transform import resize
-from tqdm.auto import tqdm
 
-SPLITS = ("training", "validation", "testing")
-VIEWS = ("2CH", "4CH")
-PHASES = ("ED", "ES")
+from echo.config import PHASES, SPLITS, VIEWS
+from echo.progress import tqdm
 
 NIFTI, METAIMAGE = "NIfTI 2023", "MetaImage 2019"
 FOLDERS = {NIFTI: ("database_nifti",), METAIMAGE: ("training", "testing")}
@@ -236,9 +234,7 @@ def _read_splits(folder: Path) -> dict[str, list[str]]:
     return splits
 
 
-def _split_faults(
-    root: Path, splits: dict[str, list[str]], folders: dict[str, Path]
-) -> dict[str, CamusError]:
+def _split_faults(root: Path, splits: dict[str, list[str]], folders: dict[str, Path]) -> dict[str, CamusError]:
     """An error for each patient that a split names and no folder holds; raises for one in two splits."""
     faults, seen = {}, {}
     for split, patients in splits.items():
@@ -300,9 +296,7 @@ def _read_metaimage(path: Path, patient: str) -> tuple[np.ndarray, np.ndarray]:
         raise CamusError(path, "not a MetaImage header", patient)
     shape = [int(n) for n in header["DimSize"].split()]
     if len(shape) not in (2, 3) or header["NDims"] != str(len(shape)):
-        raise CamusError(
-            path, f"not one image: NDims {header['NDims']}, DimSize {header['DimSize']}", patient
-        )
+        raise CamusError(path, f"not one image: NDims {header['NDims']}, DimSize {header['DimSize']}", patient)
     pixels = path.with_name(header["ElementDataFile"])
     if not pixels.is_file():
         raise CamusError(pixels, "file is missing", patient)

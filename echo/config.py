@@ -6,7 +6,10 @@ compact profiles, never on test data.
 
 from dataclasses import asdict, dataclass, field, replace
 
-VIEW_PHASES = (("2CH", "ED"), ("2CH", "ES"), ("4CH", "ED"), ("4CH", "ES"))  # the index is the class label
+SPLITS = ("training", "validation", "testing")
+VIEWS = ("2CH", "4CH")
+PHASES = ("ED", "ES")
+VIEW_PHASES = tuple((view, phase) for view in VIEWS for phase in PHASES)  # the index is the class label
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,7 @@ class Profile:
     name: str
     image_size: int
     per_view_phase: bool = True  # one diffusion model for each view and phase (paper), or one over all
-    phantom_patients: dict[str, int] = field(
-        default_factory=lambda: {"training": 400, "validation": 50, "testing": 50}
-    )
+    phantom_patients: dict[str, int] = field(default_factory=lambda: {"training": 400, "validation": 50, "testing": 50})
     unet: UNetConfig = UNetConfig()
     training: TrainingConfig = TrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from skimage.transform import resize
-from tqdm.auto import tqdm
 
-from echo.camus import PHASES, Camus, open_camus
-from echo.config import VIEW_PHASES, Profile
+from echo.camus import Camus, open_camus
+from echo.config import PHASES, SPLITS, VIEW_PHASES, Profile
 from echo.labels import sector_mask, to_sdm
-from echo.paths import atomic, digest, is_done, mark_done, write_json
+from echo.paths import atomic, write_json
 from echo.phantom import write_phantom
+from echo.progress import tqdm
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class Frames:
     def select(self, rows: NDArray) -> "Frames":
         """The frames at those rows (indices, or a mask)."""
         index = self.index[rows] if np.asarray(rows).dtype == bool else self.index.iloc[rows]
-        return Frames(
-            self.images[rows], self.labels[rows], self.sdm_labels[rows], index.reset_index(drop=True)
-        )
+        return Frames(self.images[rows], self.labels[rows], self.sdm_labels[rows], index.reset_index(drop=True))
 
 
 def open_data(data: str, profile: Profile, folder: Path, seed: int) -> Camus:
@@ -81,24 +79,21 @@ def read_frames(camus: Camus, split: str, size: int, progress: bool = True) -> F
     return Frames(np.stack(images), np.stack(labels), np.stack(sdm_labels), pd.DataFrame(rows))
 
 
-def prepare(data: str, profile: Profile, folder: Path, seed: int) -> str:
-    """Write `{training,validation}.{npz,csv}` into `folder`; return the digest that identifies data and settings."""
-    camus = open_data(data, profile, folder, seed)
-    inputs = digest(camus.digest(), profile.image_size)
-    if not is_done(folder, inputs):
-        for split in ("training", "validation"):
-            frames = read_frames(camus, split, profile.image_size)
-            with atomic(folder / f"{split}.npz") as temporary:
-                np.savez_compressed(
-                    temporary, images=frames.images, labels=frames.labels, sdm_labels=frames.sdm_labels
-                )
-            with atomic(folder / f"{split}.csv") as temporary:
-                frames.index.to_csv(temporary, index=False)
-        patients = {split: len(camus.patients(split)) for split in ("training", "validation", "testing")}
-        facts = {"release": camus.release, "digest": camus.digest(), "patients": patients, "views": camus.views}
-        write_json(folder / "data.json", facts)
-        mark_done(folder, inputs)
-    return inputs
+def prepare(camus: Camus, source: str, profile: Profile, folder: Path) -> None:
+    """Write `{training,validation}.{npz,csv}` and `data.json` (what the data are) into `folder`.
+
+    Args:
+        source: "phantom" or "camus", for the record.
+    """
+    for split in ("training", "validation"):
+        frames = read_frames(camus, split, profile.image_size)
+        with atomic(folder / f"{split}.npz") as temporary:
+            np.savez_compressed(temporary, images=frames.images, labels=frames.labels, sdm_labels=frames.sdm_labels)
+        with atomic(folder / f"{split}.csv") as temporary:
+            frames.index.to_csv(temporary, index=False)
+    patients = {split: len(camus.patients(split)) for split in SPLITS}
+    facts = {"source": source, "release": camus.release, "digest": camus.digest(), "views": camus.views}
+    write_json(folder / "data.json", facts | {"patients": patients})
 
 
 def load_frames(folder: Path, split: str) -> Frames:
@@ -107,9 +102,9 @@ def load_frames(folder: Path, split: str) -> Frames:
     Raises:
         FileNotFoundError: when the data stage has not run.
     """
-    if not (folder / "done.json").exists():
-        raise FileNotFoundError(f"{folder}: no prepared data; run notebook 01 or `python -m echo reproduce --only data`")
-    with np.load(folder / f"{split}.npz") as arrays:
-        return Frames(
-            arrays["images"], arrays["labels"], arrays["sdm_labels"], pd.read_csv(folder / f"{split}.csv")
+    if not (folder / "data.json").exists():
+        raise FileNotFoundError(
+            f"{folder}: no prepared data; run notebook 01 or `python -m echo reproduce --only data`"
         )
+    with np.load(folder / f"{split}.npz") as arrays:
+        return Frames(arrays["images"], arrays["labels"], arrays["sdm_labels"], pd.read_csv(folder / f"{split}.csv"))

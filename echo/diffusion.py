@@ -14,15 +14,14 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
 
 from echo.config import VIEW_PHASES, Profile, TrainingConfig
 from echo.device import get_device, supported_precision
 from echo.labels import one_hot
 from echo.paths import atomic
+from echo.progress import tqdm
 from echo.unet import SemanticUNet
 
 
@@ -105,7 +104,9 @@ def variational_bound(schedule: Schedule, output: Tensor, x_0: Tensor, x_t: Tens
     # The decoder's likelihood is that of 8-bit pixels: the Gaussian's mass in a bin of width 2 / 255.
     inverse_sd = (-0.5 * log_variance).exp()
 
-    def cdf(z: Tensor) -> Tensor:  # the released code's tanh approximation of the normal distribution function
+    def cdf(
+        z: Tensor,
+    ) -> Tensor:  # the released code's tanh approximation of the normal distribution function
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
     above = cdf(inverse_sd * (x_0 - mean + 1 / 255))
@@ -117,7 +118,13 @@ def variational_bound(schedule: Schedule, output: Tensor, x_0: Tensor, x_t: Tens
 
 
 def diffusion_loss(
-    schedule: Schedule, output: Tensor, x_0: Tensor, x_t: Tensor, epsilon: Tensor, t: Tensor, prediction_type: str
+    schedule: Schedule,
+    output: Tensor,
+    x_0: Tensor,
+    x_t: Tensor,
+    epsilon: Tensor,
+    t: Tensor,
+    prediction_type: str,
 ) -> Tensor:
     """The loss of each image (B,): L_simple, plus 0.001 L_vlb where the output (B, 2 C, H, W) carries a variance.
 
@@ -238,7 +245,13 @@ def train(
             pd.DataFrame(log).to_csv(temporary, index=False)
 
     writer = SummaryWriter(folder / "tensorboard", purge_step=start)
-    bar = tqdm(total=config.steps, initial=start, desc="diffusion", unit="step", disable=not accelerator.is_main_process)
+    bar = tqdm(
+        total=config.steps,
+        initial=start,
+        desc="diffusion",
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
     losses, bad, clock = [], 0, time.perf_counter()
     last = config.steps if stop_after is None else min(config.steps, start + stop_after)
     for step in range(start, last):

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from skimage.io import imread, imsave
-from tqdm.auto import tqdm
 
 from echo.augment import augment
 from echo.config import VIEW_PHASES, Profile
@@ -19,12 +18,18 @@ from echo.dataset import Frames
 from echo.device import autocast, get_device
 from echo.labels import one_hot, to_camus, to_sdm
 from echo.paths import atomic
+from echo.progress import tqdm
 from echo.sampler import SemanticDiffusionPipeline, make_scheduler
 from echo.unet import SemanticUNet
 
 
 def paint(
-    unet: SemanticUNet, profile: Profile, sdm_labels: NDArray[np.uint8], class_labels: NDArray, seeds: list[int], **options
+    unet: SemanticUNet,
+    profile: Profile,
+    sdm_labels: NDArray[np.uint8],
+    class_labels: NDArray,
+    seeds: list[int],
+    **options,
 ) -> NDArray[np.uint8]:
     """Echoes uint8 (B, S, S) for SDM label maps (B, S, S), sampled as the profile says.
 
@@ -82,7 +87,12 @@ def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> p
 
 
 def generate(
-    models: dict[int, SemanticUNet], training: Frames, validation: Frames, profile: Profile, folder: Path, seed: int
+    models: dict[int, SemanticUNet],
+    training: Frames,
+    validation: Frames,
+    profile: Profile,
+    folder: Path,
+    seed: int,
 ) -> pd.DataFrame:
     """Paint the whole data set into `folder`; images already there are kept.
 
@@ -102,7 +112,8 @@ def generate(
         for first in range(0, len(rows), size):
             batch = rows.iloc[first : first + size]
             maps, redraws = zip(
-                *[augmented_map(frames[split], r.source, r.seed, profile) for r in batch.itertuples()], strict=True
+                *[augmented_map(frames[split], r.source, r.seed, profile) for r in batch.itertuples()],
+                strict=True,
             )
             rejected += redraws
             targets = [folder / "images" / f"{k}.png" for k in batch["id"]]

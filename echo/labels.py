@@ -37,8 +37,14 @@ def sector_mask(image: NDArray[np.uint8], threshold: int = 2) -> NDArray[np.bool
     return convex_hull_image(components == sizes.argmax())
 
 
+def sector_holes(sector: NDArray[np.bool_]) -> int:
+    """How many holes a sector's mask (H, W) has: pieces of its complement that do not reach the image's border."""
+    pieces, count = ndimage.label(np.pad(~sector, 1, constant_values=True))
+    return count - 1
+
+
 def to_sdm(label: NDArray[np.uint8], sector: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """CAMUS classes (..., H, W) with the sector's mask -> SDM classes. Structures outside the sector keep their class."""
+    """CAMUS classes (..., H, W) with the sector's mask -> SDM classes; structures may reach outside the sector."""
     return np.where((label == 0) & ~sector, np.uint8(0), _CAMUS_TO_SDM[label])
 
 

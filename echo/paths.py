@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
+FIGURES = REPOSITORY / "figures"
 PAPER_RESULTS = REPOSITORY / "data" / "paper_results.csv"
 
 
@@ -33,17 +35,35 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> object:
+    """The value of a JSON file."""
+    return json.loads(path.read_text())
+
+
 def digest(*values: object) -> str:
     """Sixteen hexadecimal digits that identify JSON-able values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def is_done(stage: Path, inputs: str) -> bool:
-    """Whether the stage in this folder was finished from these inputs (a digest)."""
-    stamp = stage / "done.json"
-    return stamp.exists() and json.loads(stamp.read_text())["inputs"] == inputs
+def begin(stage: Path, inputs: str) -> bool:
+    """Open a stage's folder for work from these inputs (a digest); False when it is finished already.
+
+    What an interrupted run left there is kept if it came from the same inputs, and removed if not.
+    """
+    marker = stage / "inputs.json"
+    if marker.exists() and read_json(marker) != inputs:
+        shutil.rmtree(stage)
+    if is_done(stage):
+        return False
+    write_json(marker, inputs)
+    return True
 
 
-def mark_done(stage: Path, inputs: str) -> None:
-    """Record that the stage in this folder is finished from these inputs."""
-    write_json(stage / "done.json", {"inputs": inputs})
+def is_done(stage: Path) -> bool:
+    """Whether the stage in this folder is finished."""
+    return (stage / "done").exists()
+
+
+def finish(stage: Path) -> None:
+    """Mark the stage in this folder as finished."""
+    (stage / "done").touch()

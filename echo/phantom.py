@@ -18,11 +18,11 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
 from scipy.ndimage import label as components
-from tqdm.auto import tqdm
+
+from echo.config import PHASES, SPLITS, VIEWS
+from echo.progress import tqdm
 
 VERSION = 1
-VIEWS, PHASES = ("2CH", "4CH"), ("ED", "ES")
-SPLITS = ("training", "validation", "testing")
 QUALITIES = {"Good": 217, "Medium": 214, "Poor": 69}  # how often each occurs among the 500 CAMUS patients
 SECTOR_DEG = (73.0, 75.0, 75.0, 80.0, 88.0)  # opening angles of a few scanner presets
 N_DEPTH, N_BEAMS = 384, 192  # polar grid: finer than the 256 x 256 image it is converted to
@@ -45,9 +45,7 @@ class ViewShape:
     tilt: float  # of the long axis; positive leans the base to the right
     bend: float  # sideways bow of the long axis
     slope: float  # of the mitral valve plane against the long axis
-    ripples: tuple[
-        tuple[float, ...], tuple[float, ...]
-    ]  # relative amplitudes of the contour's first harmonics
+    ripples: tuple[tuple[float, ...], tuple[float, ...]]  # relative amplitudes of the contour's first harmonics
     wall: tuple[tuple[float, float], tuple[float, float]]  # relative thickness at apex and base
     flare: tuple[float, float]  # how far the wall's ends reach below the valve plane
     atrium: tuple[float, float, float]  # length, half width, tilt of the left atrium
@@ -191,9 +189,7 @@ def _biplane_ml(patient: VirtualPatient, phase: str, discs: int = 200) -> float:
     return float(np.pi / 4 * length / discs * product.sum() / 1000)
 
 
-def _anatomy(
-    patient: VirtualPatient, view: str, phase: str, x: np.ndarray, z: np.ndarray
-) -> dict[str, np.ndarray]:
+def _anatomy(patient: VirtualPatient, view: str, phase: str, x: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
     """Level sets at the points (x, z), about in mm and negative inside: `endo` and `epi` (open at the base),
     `base` (positive below the valve plane), `ends` (the wall's lower limit), `la`, `rv`, `ra`. And `bow`: 1
     in the middle of the mitral valve, 0 at its annulus."""
@@ -336,13 +332,9 @@ def render(patient: VirtualPatient, view: str, phase: str, size: int, rng: np.ra
     ribs = 1 / (1 + np.exp((np.where(across < 0, *(1 - edge)) - np.abs(across)) / 0.04))
     db = db - shadow * np.clip(3 * deep, 0, 1) - rng.uniform(0, 18) * ribs
     amplitude = 10 ** (db / 20)
-    amplitude = amplitude + 10 ** (level["side_lobe"] / 20) * gaussian_filter1d(
-        amplitude, 20, axis=1, truncate=2
-    )
+    amplitude = amplitude + 10 ** (level["side_lobe"] / 20) * gaussian_filter1d(amplitude, 20, axis=1, truncate=2)
     haze = 10 ** ((level["haze"] + 4 * _smooth_noise(rng, 6, 6)) / 20) * (0.4 + 1.2 * np.exp(-3 * deep))
-    ring = 4 * np.cos(2 * np.pi * r / rng.uniform(4, 7)) + 3 * _smooth_noise(
-        rng, 50, 3
-    )  # transducer reverberation
+    ring = 4 * np.cos(2 * np.pi * r / rng.uniform(4, 7)) + 3 * _smooth_noise(rng, 50, 3)  # transducer reverberation
     near = 10 ** ((-20 + ring) / 20) * np.exp(-(((r - rng.uniform(9, 15)) / rng.uniform(4, 8)) ** 2))
     amplitude = (amplitude + haze) * (1 - 0.85 * np.exp(-((r / 22) ** 2))) + near
 
@@ -379,9 +371,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def _nifti(array: np.ndarray, spacing_mm: tuple[float, float]) -> bytes:
     """A (row, column) uint8 array as .nii.gz bytes, stored (W, H) as CAMUS does; same array, same bytes."""
-    image = nib.Nifti1Image(
-        np.ascontiguousarray(array.T), np.diag([-spacing_mm[1], -spacing_mm[0], 1.0, 1.0])
-    )
+    image = nib.Nifti1Image(np.ascontiguousarray(array.T), np.diag([-spacing_mm[1], -spacing_mm[0], 1.0, 1.0]))
     return gzip.compress(image.to_bytes(), mtime=0)
 
 

@@ -76,7 +76,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"{len(label_maps)} label maps, but {len(seeds)} seeds: give one for each")
         unet, scheduler, device = self.unet, self.scheduler, self.unet.device
         channels, size = unet.config.in_channels, label_maps.shape[2:]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         x = torch.stack([torch.randn((channels, *size), generator=g) for g in generators]).to(device)
         y = label_maps.to(device)
         c = None if class_labels is None else class_labels.to(device)
@@ -84,10 +84,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         if guided:
             y = torch.cat([y, torch.zeros_like(y)])
             c = None if c is None else torch.cat([c, c])
-        # Only DDPM with a learned range reads the variance half of the output; every other scheduler would broadcast it.
-        keeps_variance = (
-            isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
-        )
+        # Only DDPM with a learned range reads the output's variance half; any other scheduler would broadcast it.
+        keeps_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
         scheduler.set_timesteps(num_inference_steps, device=device)
         takes_generator = not isinstance(scheduler, DDIMScheduler)  # with eta 0 DDIM draws nothing
         extra = {"generator": generators} if takes_generator else {}

@@ -11,15 +11,15 @@ from monai.networks.nets import UNet
 from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlipd
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
 from echo.camus import Camus
-from echo.config import Profile, SegmenterConfig
+from echo.config import PHASES, Profile, SegmenterConfig
 from echo.dataset import Frames
 from echo.device import autocast, get_device
 from echo.labels import NUM_CAMUS
 from echo.metrics import frame_dice
 from echo.paths import atomic
+from echo.progress import tqdm
 
 
 def build_segmenter(config: SegmenterConfig) -> UNet:
@@ -94,11 +94,10 @@ def train_segmenter(
     config, device = profile.segmenter, get_device()
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
-    network = build_segmenter(config).to(device, memory_format=torch.channels_last)
     weights = folder / "model.safetensors"
     if weights.exists():
-        network.load_state_dict(load_file(weights, device=str(device)))
-        return network.eval()
+        return load_segmenter(config, folder)
+    network = build_segmenter(config).to(device, memory_format=torch.channels_last)
 
     high, low = config.learning_rate
     optimizer = torch.optim.AdamW(network.parameters(), lr=high, weight_decay=1e-4)
@@ -117,7 +116,9 @@ def train_segmenter(
         samples = [
             transform({"image": image, "label": label})
             for image, label in zip(
-                to_input(training.images[rows]), torch.from_numpy(training.labels[rows])[:, None].float(), strict=True
+                to_input(training.images[rows]),
+                torch.from_numpy(training.labels[rows])[:, None].float(),
+                strict=True,
             )
         ]
         image = torch.stack([s["image"].as_tensor() for s in samples]).to(device)
@@ -149,15 +150,34 @@ def train_segmenter(
     return network.eval()
 
 
-def score(network: UNet, camus: Camus, split: str, size: int, progress: bool = True) -> pd.DataFrame:
-    """Dice of every real frame of a split, measured on the label's own pixel grid.
+def load_segmenter(config: SegmenterConfig, folder: Path) -> UNet:
+    """The network that `train_segmenter` kept in `folder`, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: when the segmentation stage has not run.
+    """
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise FileNotFoundError(
+            f"{weights}: no segmenter; run notebook 04 or `python -m echo reproduce --only segmentation`"
+        )
+    network = build_segmenter(config)
+    network.load_state_dict(load_file(weights))
+    return network.to(get_device(), memory_format=torch.channels_last).eval()
+
+
+def score(network: UNet, camus: Camus, patients: list[str], size: int, progress: bool = True) -> pd.DataFrame:
+    """Dice of every real frame of some patients, measured on the label's own pixel grid.
+
+    Args:
+        size: side of the images that the network was trained on.
 
     Returns:
         One row a frame: patient, view, phase, quality, and Dice in [0, 1] for each structure.
     """
-    keys = [(p, v, h) for p in camus.patients(split) for v in camus.views for h in ("ED", "ES")]
+    keys = [(p, v, h) for p in patients for v in camus.views for h in PHASES]
     rows = []
-    for patient, view, phase in tqdm(keys, desc=f"scoring on {split}", unit="frame", disable=not progress):
+    for patient, view, phase in tqdm(keys, desc="scoring", unit="frame", disable=not progress):
         frame = camus.frame(patient, view, phase)
         prediction = predict(network, frame.resized(size).image[None], frame.label.shape)
         facts = {"patient": patient, "view": view, "phase": phase, "quality": frame.quality}

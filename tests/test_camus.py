@@ -350,9 +350,7 @@ def test_a_flipped_byte_inside_gzip_is_found(tmp_path):
     stored = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
     stored[-100] ^= 1
     path.write_bytes(stored)
-    with pytest.raises(
-        CamusError, match="patient0002_2CH_ED.nii.gz: patient0002: cannot be read, BadGzipFile"
-    ):
+    with pytest.raises(CamusError, match="patient0002_2CH_ED.nii.gz: patient0002: cannot be read, BadGzipFile"):
         open_camus(root).frame("patient0002", "2CH", "ED")
 
 

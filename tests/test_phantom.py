@@ -65,9 +65,7 @@ def discs(label: np.ndarray, spacing: tuple[float, float], n: int = 20) -> tuple
 
 def biplane_ml(patient, phase: str, size: int = 128) -> float:
     spacing = patient.spacing_mm(size)
-    lengths, widths = zip(
-        *(discs(label_map(patient, view, phase, size), spacing) for view in VIEWS), strict=True
-    )
+    lengths, widths = zip(*(discs(label_map(patient, view, phase, size), spacing) for view in VIEWS), strict=True)
     return np.pi / 4 * max(lengths) / 20 * (widths[0] * widths[1]).sum() / 1000
 
 
@@ -89,9 +87,7 @@ def test_each_structure_is_one_component_and_the_wall_surrounds_the_cavity(rende
         assert set(np.unique(label)) == {0, 1, 2, 3}
         assert all(components(label == k)[1] == 1 for k in (1, 2, 3))
         rows = np.nonzero(label == 1)[0]
-        open_to = binary_dilation(label == 1) & (
-            label == 0
-        )  # background may touch the cavity at the valve plane only
+        open_to = binary_dilation(label == 1) & (label == 0)  # background may touch the cavity at the valve plane only
         assert not open_to[: int(np.percentile(rows, 85))].any()
         assert np.nonzero(label == 3)[0].mean() > rows.max() - 2
 
@@ -139,9 +135,7 @@ def test_speckle_widens_with_depth(patients):
 
 def test_poor_windows_have_less_contrast(rendered):
     def contrast(quality):
-        return np.mean(
-            [i[g == 2].mean() - i[g == 1].mean() for p, _, _, g, i in rendered if p.quality == quality]
-        )
+        return np.mean([i[g == 2].mean() - i[g == 1].mean() for p, _, _, g, i in rendered if p.quality == quality])
 
     assert contrast("Poor") < contrast("Good") - 5
 

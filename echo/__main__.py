@@ -1,0 +1,56 @@
+"""The command line: `python -m echo --help`."""
+
+import signal
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from echo.config import PROFILES
+
+app = typer.Typer(
+    help="Echo from Noise: from raw echocardiograms to the Dice table.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
+Stage = StrEnum("Stage", ["data", "diffusion", "generation", "segmentation", "tables"])
+
+
+@app.command()
+def reproduce(
+    profile: Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")] = ProfileName.laptop,
+    data: Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')] = "phantom",
+    run: Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    only: Annotated[Stage | None, typer.Option(help="One stage alone; those before it must be finished.")] = None,
+) -> None:
+    """Run the notebooks from raw frames to the Dice table. Called again, it resumes: finished stages are skipped."""
+    from echo import reproduce as pipeline
+
+    # A request to end stops the kernel too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        folder = pipeline.reproduce(profile.value, data, run, seed, only.value if only else None)
+    except (pipeline.NotebookError, ValueError, FileNotFoundError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    if only in (None, Stage.tables):
+        typer.echo(pipeline.summary(folder))
+
+
+@app.command()
+def publish(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) -> None:
+    """Copy the committable extract of a run (numbers, logs, manifest; phantom weights and figures)."""
+    from echo import reproduce as pipeline
+
+    typer.echo("\n".join(map(str, pipeline.publish(run.resolve()))))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,352 @@
+"""The whole experiment: five stages over one run folder, each told by a notebook that papermill executes.
+
+A stage is skipped when it is finished and its inputs are unchanged, and goes on where it was interrupted otherwise.
+The notebooks call the `*_stage` functions below; `reproduce` calls the notebooks.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from echo import camus, dataset, diffusion, figures, generate, segmenter, tables
+from echo.config import Profile, get_profile
+from echo.device import get_device, peak_memory_gb
+from echo.paths import FIGURES, REPOSITORY, RESULTS, atomic, begin, digest, finish, is_done, read_json, write_json
+
+# Stage -> its folder in the run, and the notebook that runs it.
+STAGES = {
+    "data": ("dataset", "01_data_preparation"),
+    "diffusion": ("diffusion", "02_diffusion_training"),
+    "generation": ("synthetic", "03_generation"),
+    "segmentation": ("segmenter", "04_segmentation"),
+    "tables": ("tables", "05_dice_tables"),
+}
+TRAINING_SETS = ("real", "synthetic")
+PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
+DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a notebook works on.
+
+    Attributes:
+        profile: the sizes of everything.
+        data: "phantom", or the path of a CAMUS release.
+        folder: the run's folder, or the committed extract of one (`results/NAME`) when `recompute` is false.
+        seed: of every random draw.
+        recompute: do the full work of a stage, or only show the extract beside a small live piece.
+    """
+
+    profile: Profile
+    data: str
+    folder: Path
+    seed: int
+    recompute: bool
+
+    @property
+    def data_home(self) -> Path:
+        """Where phantom and prepared frames are: in the run, or in a cache when only an extract is shown."""
+        return self.folder if self.recompute else REPOSITORY / "data" / "demo" / self.folder.name
+
+    def log(self, *parts: str) -> pd.DataFrame:
+        """A CSV of the run, such as `log("diffusion", "all", "log.csv")`."""
+        path = self.folder.joinpath(*parts)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run the notebooks before this one, or `make reproduce`")
+        return pd.read_csv(path)
+
+
+def run_name(profile: str, data: str) -> str:
+    """`laptop-phantom`, `cpu-camus`: the profile, and the last folder of the data's path."""
+    return f"{profile}-{Path(data).resolve().name if data != 'phantom' else data}"
+
+
+def open_run(profile: str, data: str, run: str = "", seed: int = 0, recompute: bool = False) -> Run:
+    """The run that a notebook's parameters name; `run` is a folder, by default `runs/PROFILE-DATA`."""
+    name = run_name(profile, data)
+    default = REPOSITORY / "runs" / name if recompute else RESULTS / name
+    folder = Path(run).resolve() if run else default
+    if not recompute and not folder.exists():
+        raise FileNotFoundError(f"{folder} is missing: there are no results of {name}; set recompute=True to make them")
+    settings = get_profile(profile)
+    if not recompute:
+        settings = replace(settings, phantom_patients=DEMO_PATIENTS)
+    return Run(settings, data, folder, seed, recompute)
+
+
+def raw_data(run: Run) -> camus.Camus:
+    """The run's raw data set."""
+    return dataset.open_data(run.data, run.profile, run.data_home, run.seed)
+
+
+@contextmanager
+def stage(run: Run, name: str, inputs: dict) -> Iterator[bool]:
+    """Work on a stage: yields whether there is any; times it, and enters it into the manifest.
+
+    Args:
+        inputs: settings that the stage depends on, beyond the stage before it.
+    """
+    names, home = list(STAGES), run.data_home if name == "data" else run.folder
+    before = names[names.index(name) - 1] if name != "data" else None
+    upstream = None
+    if before:
+        marker = run.folder / STAGES[before][0] / "inputs.json"
+        if not is_done(marker.parent):
+            raise FileNotFoundError(
+                f"{marker.parent}: stage {before} is not finished; run notebook {STAGES[before][1]}"
+            )
+        upstream = read_json(marker)
+    folder = home / STAGES[name][0]
+    if not begin(folder, digest(upstream, inputs)):
+        yield False
+        return
+    clock = time.perf_counter()
+    try:
+        yield True
+        finish(folder)
+    finally:
+        facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
+        enter_manifest(home, run, name, facts | {"peak_memory_gb": round(peak_memory_gb(get_device()), 2)})
+
+
+def enter_manifest(home: Path, run: Run, name: str, facts: dict) -> None:
+    """Add a stage's facts to `home`'s `manifest.json`; seconds add up over interruptions."""
+    path = home / "manifest.json"
+    manifest = read_json(path) if path.exists() else {"stages": {}}
+    earlier = manifest["stages"].get(name, {})
+    if earlier and not earlier["finished"]:
+        facts["seconds"] = round(facts["seconds"] + earlier["seconds"], 1)
+    manifest["stages"][name] = facts | {"revision": revision()}
+    data_facts = home / "dataset" / "data.json"
+    manifest |= {
+        "profile": run.profile.to_dict(),
+        "data": read_json(data_facts) if data_facts.exists() else None,
+        "seed": run.seed,
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "device": device_name(),
+        "cores": os.cpu_count(),
+    }
+    write_json(path, manifest)
+
+
+def revision() -> str:
+    """The repository's commit, with "+changes" when files differ from it; "unknown" outside a checkout."""
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "echo", "notebooks"])
+    try:
+        commit, changes = (
+            subprocess.run(c, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+changes" if changes else "")
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's architecture and best instruction set."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def data_stage(run: Run) -> tuple[dataset.Frames, dataset.Frames]:
+    """Prepare the frames; returns those of training and validation.
+
+    Without `recompute` this is a small set (phantom) or the whole (CAMUS), kept in `data/demo`.
+    """
+    raw, folder = raw_data(run), run.data_home / "dataset"
+    with stage(run, "data", {"data": raw.digest(), "image_size": run.profile.image_size}) as work:
+        if work:
+            dataset.prepare(raw, "phantom" if run.data == "phantom" else "camus", run.profile, folder)
+    return dataset.load_frames(folder, "training"), dataset.load_frames(folder, "validation")
+
+
+def diffusion_stage(run: Run) -> None:
+    """Train the diffusion model, or one for each view and phase."""
+    p = run.profile
+    inputs = {
+        "unet": asdict(p.unet),
+        "training": asdict(p.training),
+        "each": p.per_view_phase,
+        "seed": run.seed,
+    }
+    with stage(run, "diffusion", inputs) as work:
+        if not work:
+            return
+        training, validation = data_stage(run)
+        groups = generate.model_groups(p)
+        for group in dict.fromkeys(groups):
+            members = [k for k, name in enumerate(groups) if name == group]
+            parts = [f.select(f.index["class_label"].isin(members).to_numpy()) for f in (training, validation)]
+            diffusion.train(p, *parts, run.folder / "diffusion" / group, run.seed)
+
+
+def generation_stage(run: Run) -> None:
+    """Paint the synthetic data set."""
+    p = run.profile
+    inputs = {"augmentation": asdict(p.augmentation), "generation": asdict(p.generation), "seed": run.seed}
+    with stage(run, "generation", inputs) as work:
+        if work:
+            models = generate.load_models(run.folder / "diffusion", p)
+            generate.generate(models, *data_stage(run), p, run.folder / "synthetic", run.seed)
+
+
+def segmenter_folder(run: Run, training_set: str, seed: int) -> Path:
+    """Where a segmenter is kept."""
+    return run.folder / "segmenter" / f"{training_set}-{seed}"
+
+
+def segmenter_frames(run: Run, training_set: str) -> tuple[dataset.Frames, dataset.Frames]:
+    """Training and validation frames of "real" or "synthetic"; the latter holds no real image in either."""
+    if training_set == "real":
+        return data_stage(run)
+    return tuple(generate.load_synthetic(run.folder / "synthetic", split) for split in ("training", "validation"))
+
+
+def segmentation_stage(run: Run) -> None:
+    """Train the segmenters: each training set, each seed."""
+    config = run.profile.segmenter
+    with stage(run, "segmentation", {"segmenter": asdict(config), "seed": run.seed}) as work:
+        if not work:
+            return
+        for training_set in TRAINING_SETS:
+            frames = segmenter_frames(run, training_set)
+            for seed in range(run.seed, run.seed + config.seeds):
+                folder = segmenter_folder(run, training_set, seed)
+                segmenter.train_segmenter(run.profile, *frames, folder, seed, f"segmenter, {training_set} {seed}")
+
+
+def load_segmenter(run: Run, training_set: str, seed: int | None = None) -> torch.nn.Module:
+    """A trained segmenter, by default that of the run's first seed."""
+    folder = segmenter_folder(run, training_set, run.seed if seed is None else seed)
+    return segmenter.load_segmenter(run.profile.segmenter, folder)
+
+
+def tables_stage(run: Run) -> None:
+    """Score every segmenter on the real test frames, once, and write the tables."""
+    with stage(run, "tables", {}) as work:
+        if not work:
+            return
+        folder, scores, raw = run.folder / "tables", [], raw_data(run)
+        for training_set in TRAINING_SETS:
+            for seed in range(run.seed, run.seed + run.profile.segmenter.seeds):
+                network = load_segmenter(run, training_set, seed)
+                frames = segmenter.score(network, raw, raw.patients("testing"), run.profile.image_size)
+                frames.insert(0, "train", training_set)
+                frames.insert(1, "seed", seed)
+                scores.append(frames)
+        frames = pd.concat(scores, ignore_index=True)
+        dice = tables.dice_table(frames)
+        for name, table in (("dice_frames", frames.round(5)), ("dice", dice)):
+            with atomic(folder / f"{name}.csv") as temporary:
+                table.to_csv(temporary, index=False)
+        with atomic(folder / "comparison.md") as temporary:
+            temporary.write_text(tables.markdown(tables.comparison(dice)) + "\n")
+
+
+def keep(run: Run, figure: Figure, name: str) -> None:
+    """Save a figure with the run; nothing when only an extract is shown."""
+    if run.recompute:
+        figures.save(figure, run.folder / "figures", name)
+
+
+def read_table(run: Run, name: str) -> pd.DataFrame:
+    """A table of the run: "dice" or "dice_frames"."""
+    return run.log(*(["tables"] if run.recompute else []), f"{name}.csv")
+
+
+def all_results() -> dict[str, pd.DataFrame]:
+    """The Dice table of each committed run, by its name."""
+    return {path.parent.name: pd.read_csv(path) for path in sorted(RESULTS.glob("*/dice.csv"))}
+
+
+class NotebookError(RuntimeError):
+    """A notebook failed; the message is one line."""
+
+
+def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str | None = None) -> Path:
+    """Execute the notebooks of all stages (or one) into a run folder, and return it.
+
+    Raises:
+        NotebookError: naming the notebook, the cell and the file that holds the partial output.
+    """
+    import papermill  # here, since a notebook server or Colab need not have it
+
+    opened = open_run(profile, data, run, seed, recompute=True)
+    if opened.data != "phantom":
+        camus.open_camus(opened.data)  # a wrong path fails before any notebook starts
+    target = opened.folder / "notebooks"
+    target.mkdir(parents=True, exist_ok=True)
+    # The kernel inherits these: progress as text, which papermill passes on to this terminal.
+    os.environ |= {"ECHO_TEXT_PROGRESS": "1", "TQDM_MININTERVAL": "2"}
+    parameters = {
+        "profile": profile,
+        "data": data if data == "phantom" else str(Path(data).resolve()),
+        "run": str(opened.folder),
+        "seed": seed,
+        "recompute": True,
+    }
+    for name in [only] if only else STAGES:
+        notebook = STAGES[name][1]
+        output = target / f"{notebook}.ipynb"
+        print(f"== {name}: notebook {notebook}", flush=True)
+        try:
+            papermill.execute_notebook(
+                REPOSITORY / "notebooks" / f"{notebook}.ipynb",
+                output,
+                parameters,
+                kernel_name="python3",
+                cwd=REPOSITORY / "notebooks",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+            )
+        except papermill.PapermillExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+            message = f"notebook {notebook} failed in its cell {error.exec_count}: {reason}; see {output}"
+            raise NotebookError(message) from None
+    return opened.folder
+
+
+def summary(folder: Path) -> str:
+    """The Dice table of a finished run, and where its figures and notebooks are."""
+    comparison = tables.comparison(pd.read_csv(folder / "tables" / "dice.csv"))
+    lines = ["Dice on real test frames, %, mean ± sd:", comparison.to_string(), ""]
+    files = sorted(folder.glob("figures/*.png")) + sorted(folder.glob("notebooks/*.ipynb"))
+    return "\n".join(lines + [f"  {path}" for path in files])
+
+
+def publish(folder: Path) -> list[Path]:
+    """Copy the small, committable extract of a run into `results/` and `figures/`; return what was written.
+
+    That is tables, logs, manifest; and, for the phantom, weights and figures. Of a run on CAMUS neither weights nor
+    a figure that holds a real frame leaves the run folder: only the grid of synthetic images does.
+    """
+    phantom = read_json(folder / "manifest.json")["data"]["source"] == "phantom"
+    keep = [folder / "manifest.json", *folder.glob("*/*/log.csv"), folder / "synthetic" / "manifest.csv"]
+    keep += folder.glob("diffusion/*/model/*") if phantom else []
+    keep += folder.glob("segmenter/*/model.safetensors") if phantom else []
+    copies = {path: RESULTS / folder.name / path.relative_to(folder) for path in keep}
+    copies |= {path: RESULTS / folder.name / path.name for path in folder.glob("tables/*.[cm]*")}
+    for path in folder.glob("figures/*.*"):
+        if phantom:
+            copies[path] = FIGURES / path.name
+        elif path.stem == "synthetic_grid":
+            copies[path] = FIGURES / f"{folder.name}_{path.name}"
+    for source, copy in copies.items():
+        with atomic(copy) as temporary:
+            shutil.copyfile(source, temporary)
+    return sorted(copies.values())
