@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -92,34 +92,48 @@ def raw_data(run: Run) -> camus.Camus:
     return dataset.open_data(run.data, run.profile, run.data_home, run.seed)
 
 
-@contextmanager
-def stage(run: Run, name: str, inputs: dict) -> Iterator[bool]:
-    """Work on a stage: yields whether there is any; times it, and enters it into the manifest.
+def home_of(run: Run, name: str) -> Path:
+    """The folder of a stage."""
+    return (run.data_home if name == "data" else run.folder) / STAGES[name][0]
 
-    Args:
-        inputs: settings that the stage depends on, beyond the stage before it.
+
+def inputs_of(run: Run, name: str) -> str:
+    """A digest of all that a stage depends on: its own settings, and the inputs of the stage before it.
+
+    Raises:
+        FileNotFoundError: when the stage before it is not finished.
     """
-    names, home = list(STAGES), run.data_home if name == "data" else run.folder
-    before = names[names.index(name) - 1] if name != "data" else None
-    upstream = None
-    if before:
-        marker = run.folder / STAGES[before][0] / "inputs.json"
-        if not is_done(marker.parent):
-            raise FileNotFoundError(
-                f"{marker.parent}: stage {before} is not finished; run notebook {STAGES[before][1]}"
-            )
-        upstream = read_json(marker)
-    folder = home / STAGES[name][0]
-    if not begin(folder, digest(upstream, inputs)):
+    p = run.profile
+    if name == "data":
+        return digest(raw_data(run).digest(), p.image_size)
+    names = list(STAGES)
+    before = names[names.index(name) - 1]
+    if not is_done(home_of(run, before)):
+        notebook = STAGES[before][1]
+        raise FileNotFoundError(f"{home_of(run, before)}: stage {before} is not finished; run notebook {notebook}")
+    settings = {
+        "diffusion": (p.unet, p.training, p.per_view_phase),
+        "generation": (p.augmentation, p.generation),
+        "segmentation": (p.segmenter,),
+        "tables": (),
+    }[name]
+    return digest(read_json(home_of(run, before) / "inputs.json"), run.seed, *map(repr, settings))
+
+
+@contextmanager
+def stage(run: Run, name: str) -> Iterator[bool]:
+    """Work on a stage: yields whether there is any; times it, and enters it into the manifest."""
+    clock = time.perf_counter()  # the phantom is made while the data stage asks for its inputs
+    folder = home_of(run, name)
+    if not begin(folder, inputs_of(run, name)):
         yield False
         return
-    clock = time.perf_counter()
     try:
         yield True
         finish(folder)
     finally:
         facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
-        enter_manifest(home, run, name, facts | {"peak_memory_gb": round(peak_memory_gb(get_device()), 2)})
+        enter_manifest(folder.parent, run, name, facts | {"peak_memory_gb": round(peak_memory_gb(get_device()), 2)})
 
 
 def enter_manifest(home: Path, run: Run, name: str, facts: dict) -> None:
@@ -168,25 +182,19 @@ def data_stage(run: Run) -> tuple[dataset.Frames, dataset.Frames]:
 
     Without `recompute` this is a small set (phantom) or the whole (CAMUS), kept in `data/demo`.
     """
-    raw, folder = raw_data(run), run.data_home / "dataset"
-    with stage(run, "data", {"data": raw.digest(), "image_size": run.profile.image_size}) as work:
+    folder = home_of(run, "data")
+    with stage(run, "data") as work:
         if work:
-            dataset.prepare(raw, "phantom" if run.data == "phantom" else "camus", run.profile, folder)
+            dataset.prepare(raw_data(run), "phantom" if run.data == "phantom" else "camus", run.profile, folder)
     return dataset.load_frames(folder, "training"), dataset.load_frames(folder, "validation")
 
 
 def diffusion_stage(run: Run) -> None:
     """Train the diffusion model, or one for each view and phase."""
-    p = run.profile
-    inputs = {
-        "unet": asdict(p.unet),
-        "training": asdict(p.training),
-        "each": p.per_view_phase,
-        "seed": run.seed,
-    }
-    with stage(run, "diffusion", inputs) as work:
+    with stage(run, "diffusion") as work:
         if not work:
             return
+        p = run.profile
         training, validation = data_stage(run)
         groups = generate.model_groups(p)
         for group in dict.fromkeys(groups):
@@ -197,12 +205,10 @@ def diffusion_stage(run: Run) -> None:
 
 def generation_stage(run: Run) -> None:
     """Paint the synthetic data set."""
-    p = run.profile
-    inputs = {"augmentation": asdict(p.augmentation), "generation": asdict(p.generation), "seed": run.seed}
-    with stage(run, "generation", inputs) as work:
+    with stage(run, "generation") as work:
         if work:
-            models = generate.load_models(run.folder / "diffusion", p)
-            generate.generate(models, *data_stage(run), p, run.folder / "synthetic", run.seed)
+            models = generate.load_models(run.folder / "diffusion", run.profile)
+            generate.generate(models, *data_stage(run), run.profile, run.folder / "synthetic", run.seed)
 
 
 def segmenter_folder(run: Run, training_set: str, seed: int) -> Path:
@@ -220,7 +226,7 @@ def segmenter_frames(run: Run, training_set: str) -> tuple[dataset.Frames, datas
 def segmentation_stage(run: Run) -> None:
     """Train the segmenters: each training set, each seed."""
     config = run.profile.segmenter
-    with stage(run, "segmentation", {"segmenter": asdict(config), "seed": run.seed}) as work:
+    with stage(run, "segmentation") as work:
         if not work:
             return
         for training_set in TRAINING_SETS:
@@ -238,7 +244,7 @@ def load_segmenter(run: Run, training_set: str, seed: int | None = None) -> torc
 
 def tables_stage(run: Run) -> None:
     """Score every segmenter on the real test frames, once, and write the tables."""
-    with stage(run, "tables", {}) as work:
+    with stage(run, "tables") as work:
         if not work:
             return
         folder, scores, raw = run.folder / "tables", [], raw_data(run)
@@ -269,9 +275,21 @@ def read_table(run: Run, name: str) -> pd.DataFrame:
     return run.log(*(["tables"] if run.recompute else []), f"{name}.csv")
 
 
-def all_results() -> dict[str, pd.DataFrame]:
-    """The Dice table of each committed run, by its name."""
-    return {path.parent.name: pd.read_csv(path) for path in sorted(RESULTS.glob("*/dice.csv"))}
+def all_results(run: Run) -> dict[str, pd.DataFrame]:
+    """The Dice table of each committed run and of this one, by name."""
+    committed = {path.parent.name: pd.read_csv(path) for path in sorted(RESULTS.glob("*/dice.csv"))}
+    return committed | {run.folder.name: read_table(run, "dice")}
+
+
+def is_current(run: Run, name: str) -> bool:
+    """Whether a stage is finished, and from its present inputs."""
+    folder = home_of(run, name)
+    return is_done(folder) and read_json(folder / "inputs.json") == inputs_of(run, name)
+
+
+def executed_well(notebook: Path) -> bool:
+    """Whether papermill executed this notebook to its end."""
+    return notebook.exists() and read_json(notebook)["metadata"]["papermill"]["exception"] is None
 
 
 class NotebookError(RuntimeError):
@@ -284,7 +302,8 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
     Raises:
         NotebookError: naming the notebook, the cell and the file that holds the partial output.
     """
-    import papermill  # here, since a notebook server or Colab need not have it
+    import papermill  # here, since a notebook on Colab need not have it
+    from traitlets.config import Config
 
     opened = open_run(profile, data, run, seed, recompute=True)
     if opened.data != "phantom":
@@ -303,6 +322,9 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
     for name in [only] if only else STAGES:
         notebook = STAGES[name][1]
         output = target / f"{notebook}.ipynb"
+        if is_current(opened, name) and executed_well(output):
+            print(f"== {name}: finished, skipped", flush=True)
+            continue
         print(f"== {name}: notebook {notebook}", flush=True)
         try:
             papermill.execute_notebook(
@@ -313,6 +335,7 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
                 cwd=REPOSITORY / "notebooks",
                 progress_bar=False,
                 stderr_file=sys.stderr,
+                config=Config({"KernelManager": {"transport": "ipc"}}),  # no port to clash with, or to listen on
             )
         except papermill.PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}".splitlines()[0]
