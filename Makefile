@@ -1,0 +1,50 @@
+# make reproduce | test | lab | lint | lock; each makes .venv from requirements.lock when it is missing or older.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+PROFILE ?= laptop
+DATA ?= phantom
+RUN ?=
+SEED ?= 0
+
+.PHONY: install notebooks reproduce test lab lint lock
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: $(READY)
+	$(BIN)/python -m echo reproduce --profile $(PROFILE) --data $(DATA) --run "$(RUN)" --seed $(SEED)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# One thread in each of two processes: two processes of two threads on two cores run many times slower.
+test: export OMP_NUM_THREADS = 1
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 600 \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg -W default notebooks
+
+lab: $(READY)
+	$(BIN)/python -m jupyterlab --notebook-dir notebooks
+
+# Execute the committed notebooks in place, after a change to one or to results/.
+notebooks: $(READY)
+	for notebook in notebooks/*.ipynb; do \
+		$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
+	$(BIN)/ruff format notebooks
+
+# uv keeps what requirements.lock pins, where it can. torch's own CUDA packages come with torch, where it wants them.
+lock: $(READY)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate --no-header \
+		--quiet --output-file requirements.lock
+	sed -i.old -E '/^(nvidia-|cuda-|triton)/d' requirements.lock && rm requirements.lock.old
