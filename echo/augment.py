@@ -4,7 +4,7 @@ The heart moves and the sector stays: the sector belongs to the probe, not to th
 where it fails, redrawn; the released code's elastic warp may fold and tear structures.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +17,20 @@ ELASTIC_TRIES = 50
 
 @dataclass(frozen=True)
 class AugmentedMap:
-    """`label` (S, S) CAMUS classes; `rejected`: draws thrown away before it; `parameters`: of the affine part."""
+    """`label` (S, S) CAMUS classes; `rejected`: draws thrown away before it."""
 
     label: NDArray[np.uint8]
     rejected: int
-    parameters: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Affine:
-    """Rotation and shear in degrees, translation (down, right) in fractions of the image side, scale as a factor."""
+    """Rotation and shear in degrees, scale as a factor, shift down in fractions of the image side."""
 
     rotation_deg: float
     shear_deg: float
     scale: float
     down: float
-    right: float
 
     def inverse_matrix(self) -> NDArray[np.float64]:
         """(2, 2): from output to input coordinates (row, column), about the centre."""
@@ -42,13 +40,12 @@ class Affine:
 
 
 def draw_affine(config: AugmentationConfig, rng: np.random.Generator) -> Affine:
-    """Uniform in the configured ranges."""
+    """Uniform in the configured ranges; the shift is along depth, as in the paper."""
     return Affine(
         rotation_deg=rng.uniform(-config.rotation_deg, config.rotation_deg),
         shear_deg=rng.uniform(-config.shear_deg, config.shear_deg),
         scale=rng.uniform(*config.scale),
-        down=rng.uniform(0, config.translation),
-        right=rng.uniform(-config.translation, config.translation),
+        down=rng.uniform(-config.translation, config.translation),
     )
 
 
@@ -76,7 +73,8 @@ def smallest_jacobian(field: NDArray[np.float64]) -> float:
 def warp(label: NDArray[np.uint8], coordinates: NDArray[np.float64]) -> NDArray[np.uint8]:
     """The label map (S, S) at input coordinates (2, S, S): each class is interpolated linearly, and the largest wins.
 
-    Borders come out smooth where a nearest-neighbour lookup leaves them jagged.
+    Borders come out smooth where a nearest-neighbour lookup leaves them jagged. What lies beyond the image goes on as
+    at its border, so an atrium that the image cuts off stays cut off by the image.
     """
     shares = [
         ndimage.map_coordinates((label == k).astype(np.float32), coordinates, order=1, mode="nearest")
@@ -131,13 +129,10 @@ def augment(
         if smallest_jacobian(field) <= 0:
             fault = "the elastic warp folds"
             continue
-        shift = size * np.array([affine.down, affine.right])[:, None, None]
+        shift = size * np.array([affine.down, 0.0])[:, None, None]
         coordinates = np.einsum("ij,jhw->ihw", affine.inverse_matrix(), identity + field - shift) + centre
         new = warp(label, coordinates)
-        # Nothing is known beyond the border: what a shift brings in there is background.
-        outside = ((coordinates < -0.5) | (coordinates > size - 0.5)).any(axis=0)
-        new[outside] = 0
         fault = anatomy_fault(new, label)
         if fault is None:
-            return AugmentedMap(new, rejected, asdict(affine))
+            return AugmentedMap(new, rejected)
     raise ValueError(f"no plausible augmentation in {tries} draws: {fault}")

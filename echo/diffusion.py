@@ -281,7 +281,7 @@ def train(
             with accelerator.autocast():
                 held_out = validation_loss(raw, schedule, validation, profile, seed)
             ema.restore(raw.parameters())
-            row = {"step": step + 1, "loss": float(np.mean(losses)), "validation_loss": held_out}
+            row = {"step": step + 1, "loss": float(np.mean(losses or math.nan)), "validation_loss": held_out}
             row["learning_rate"] = learning_rate_at(config, step)
             row["seconds"] = (log[-1]["seconds"] if log else 0.0) + time.perf_counter() - clock
             losses, clock = [], time.perf_counter()

@@ -16,7 +16,7 @@ from echo.augment import augment
 from echo.config import VIEW_PHASES, Profile
 from echo.dataset import Frames
 from echo.device import autocast, get_device
-from echo.labels import one_hot, to_camus, to_sdm
+from echo.labels import one_hot, sector_of, to_camus, to_sdm
 from echo.paths import atomic
 from echo.progress import tqdm
 from echo.sampler import SemanticDiffusionPipeline, make_scheduler
@@ -44,7 +44,6 @@ def paint(
         name, training.prediction_type, profile.unet.learned_variance, training.num_train_timesteps
     )
     pipeline = SemanticDiffusionPipeline(unet, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
     settings = {
         "num_inference_steps": generation.num_inference_steps,
         "guidance_scale": generation.guidance_scale,
@@ -57,7 +56,7 @@ def paint(
 
 def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> tuple[NDArray[np.uint8], int]:
     """The augmented SDM label map (S, S) of a source frame, a function of `seed`, and the draws it rejected."""
-    sector = frames.sdm_labels[source] > 0
+    sector = sector_of(frames.sdm_labels[source])
     new = augment(frames.labels[source], profile.augmentation, np.random.default_rng(seed))
     return to_sdm(new.label, sector), new.rejected
 
@@ -167,7 +166,7 @@ def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet]:
             )
         if group not in networks:
             networks[group] = (
-                SemanticUNet.from_pretrained(path).to(get_device(), memory_format=torch.channels_last).eval()
+                SemanticUNet.from_pretrained(path, torch_dtype=torch.float32).to(get_device(), memory_format=torch.channels_last).eval()
             )
         models[k] = networks[group]
     return models

@@ -37,6 +37,14 @@ def sector_mask(image: NDArray[np.uint8], threshold: int = 2) -> NDArray[np.bool
     return convex_hull_image(components == sizes.argmax())
 
 
+def sector_of(sdm_label: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The sector's mask of an SDM label map (H, W): the hull of its tissue.
+
+    Not `sdm_label > 0`: structures may reach outside the sector, and would leave their shape in it.
+    """
+    return convex_hull_image(sdm_label == SDM_NAMES.index("tissue"))
+
+
 def sector_holes(sector: NDArray[np.bool_]) -> int:
     """How many holes a sector's mask (H, W) has: pieces of its complement that do not reach the image's border."""
     pieces, count = ndimage.label(np.pad(~sector, 1, constant_values=True))
@@ -53,7 +61,7 @@ def to_camus(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return _SDM_TO_CAMUS[label]
 
 
-def one_hot(label: NDArray[np.uint8] | torch.Tensor, num_classes: int = NUM_SDM) -> torch.Tensor:
+def one_hot(label: NDArray[np.uint8], num_classes: int = NUM_SDM) -> torch.Tensor:
     """Classes (B, H, W) -> one-hot float32 (B, num_classes, H, W)."""
-    index = torch.as_tensor(label).long()
+    index = torch.as_tensor(np.ascontiguousarray(label)).long()
     return torch.nn.functional.one_hot(index, num_classes).movedim(-1, -3).float().contiguous()

@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 
 from echo import camus, dataset, diffusion, figures, generate, segmenter, tables
 from echo.config import Profile, get_profile
@@ -371,5 +372,9 @@ def publish(folder: Path) -> list[Path]:
             copies[path] = FIGURES / f"{folder.name}_{path.name}"
     for source, copy in copies.items():
         with atomic(copy) as temporary:
-            shutil.copyfile(source, temporary)
+            if source.suffix == ".safetensors":  # half precision: half the size, and the same to look at
+                tensors = load_file(source)
+                save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
+            else:
+                shutil.copyfile(source, temporary)
     return sorted(copies.values())
