@@ -95,8 +95,9 @@ def generate(
 ) -> pd.DataFrame:
     """Paint the whole data set into `folder`; images already there are kept.
 
-    Each image is `images/ID.png` (8-bit grey) with its label map in CAMUS classes in `labels/ID.png`; `manifest.csv`
-    has the plan's row of each, with the draws that its augmentation rejected. Batches have one fixed size (the last
+    Each image is `images/ID.png` (8-bit grey), with its label map in CAMUS classes in `labels/ID.png` and in SDM
+    classes, as the network was given it, in `conditions/ID.png`; `manifest.csv` has the plan's row of each, with the
+    draws that its augmentation rejected. Batches have one fixed size (the last
     one of a class is padded), so that an image does not change with its batch's company.
 
     Args:
@@ -122,9 +123,10 @@ def generate(
                 classes = np.full(size, class_label)
                 images = paint(models[class_label], profile, np.stack(maps)[take], classes, seeds)
                 for path, image, label in zip(targets, images, maps, strict=False):
-                    # The image is written last: where it exists, its label map does too.
-                    for file, pixels in ((folder / "labels" / path.name, to_camus(label)), (path, image)):
-                        with atomic(file) as temporary:
+                    # The image is written last: where it exists, its label maps do too.
+                    files = {"labels": to_camus(label), "conditions": label, "images": image}
+                    for kind, pixels in files.items():
+                        with atomic(folder / kind / path.name) as temporary:
                             imsave(temporary, pixels, check_contrast=False)
             bar.update(len(batch))
     bar.close()
@@ -145,10 +147,10 @@ def load_synthetic(folder: Path, split: str) -> Frames:
             f"{folder}: no synthetic images; run notebook 03 or `python -m echo reproduce --only generation`"
         )
     table = pd.read_csv(folder / "manifest.csv", dtype={"id": str}).query("split == @split").reset_index(drop=True)
-    images, labels = (
-        np.stack([imread(folder / kind / f"{k}.png") for k in table["id"]]) for kind in ("images", "labels")
-    )
-    return Frames(images, labels, to_sdm(labels, np.ones(labels.shape, bool)), table)
+    arrays = [
+        np.stack([imread(folder / kind / f"{k}.png") for k in table["id"]]) for kind in ("images", "labels", "conditions")
+    ]
+    return Frames(*arrays, table)
 
 
 def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet]:
