@@ -21,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: $(READY)
-	$(BIN)/python -m echo reproduce --profile $(PROFILE) --data $(DATA) --run "$(RUN)" --seed $(SEED)
+	$(BIN)/python -m echo reproduce --profile $(PROFILE) --data "$(DATA)" --run "$(RUN)" --seed $(SEED)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -45,11 +45,12 @@ class Frames:
         return Frames(self.images[rows], self.labels[rows], self.sdm_labels[rows], index.reset_index(drop=True))
 
 
-def open_data(data: str, profile: Profile, folder: Path, seed: int) -> Camus:
+def open_data(data: str, profile: Profile, folder: Path, seed: int, progress: bool = True) -> Camus:
     """The raw data set: "phantom" (written below `folder` when absent) or the path of a CAMUS release."""
     if data == "phantom":
-        return open_camus(write_phantom(folder / "phantom", profile.phantom_patients, seed))
-    return open_camus(data)
+        target = folder / f"phantom-{seed}"
+        return open_camus(write_phantom(target, profile.phantom_patients, seed, progress=progress))
+    return open_camus(Path(data).expanduser())
 
 
 def read_frames(camus: Camus, split: str, size: int, progress: bool = True) -> Frames:
@@ -79,14 +80,14 @@ def read_frames(camus: Camus, split: str, size: int, progress: bool = True) -> F
     return Frames(np.stack(images), np.stack(labels), np.stack(sdm_labels), pd.DataFrame(rows))
 
 
-def prepare(camus: Camus, source: str, profile: Profile, folder: Path) -> None:
+def prepare(camus: Camus, source: str, profile: Profile, folder: Path, progress: bool = True) -> None:
     """Write `{training,validation}.{npz,csv}` and `data.json` (what the data are) into `folder`.
 
     Args:
         source: "phantom" or "camus", for the record.
     """
     for split in ("training", "validation"):
-        frames = read_frames(camus, split, profile.image_size)
+        frames = read_frames(camus, split, profile.image_size, progress)
         with atomic(folder / f"{split}.npz") as temporary:
             np.savez_compressed(temporary, images=frames.images, labels=frames.labels, sdm_labels=frames.sdm_labels)
         with atomic(folder / f"{split}.csv") as temporary:

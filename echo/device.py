@@ -1,6 +1,7 @@
 """The device that computes, and the precision it computes in."""
 
 import resource
+import sys
 
 import torch
 
@@ -17,7 +18,7 @@ def supported_precision(precision: str, device: torch.device) -> str:
     """
     if device.type == "cuda":
         return "fp16" if precision == "bf16" and not torch.cuda.is_bf16_supported() else precision
-    fast_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if precision in ("bf16", "fp16") and fast_bf16 else "fp32"
 
 
@@ -32,4 +33,5 @@ def peak_memory_gb(device: torch.device) -> float:
     """Peak memory so far in GB: of the GPU, or of this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -186,8 +186,8 @@ def validation_loss(
     """Mean loss on validation frames at noise, t and frames that never change, so that steps compare."""
     device, losses = unet.device, []
     for k in range(batches):
-        # Batches from a seed sequence that training, whose steps start at 0 for `seed`, cannot meet.
-        batch = draw_batch(frames, profile.training, profile.unet.in_channels, seed + 2**32, k)
+        # Steps that no training reaches.
+        batch = draw_batch(frames, profile.training, profile.unet.in_channels, seed, 2**40 + k)
         x_0, label_map, class_labels, t, epsilon = (part.to(device) for part in batch)
         x_t = q_sample(schedule, x_0, t, epsilon)
         output = unet(x_t, t, label_map, class_labels).sample.float()
@@ -262,11 +262,13 @@ def train(
         with accelerator.autocast():
             output = unet(x_t, t, label_map, class_labels).sample
         loss = diffusion_loss(schedule, output.float(), x_0, x_t, epsilon, t, config.prediction_type).mean()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(raw.parameters(), config.gradient_clip)
-        optimizer.param_groups[0]["lr"] = learning_rate_at(config, step)
-        bad = 0 if math.isfinite(value := loss.item()) else bad + 1
+        # A step that is not finite is skipped; all processes must agree on it.
+        value = accelerator.reduce(loss.detach(), "mean").item()
+        bad = 0 if math.isfinite(value) else bad + 1
         if bad == 0:
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(raw.parameters(), config.gradient_clip)
+            optimizer.param_groups[0]["lr"] = learning_rate_at(config, step)
             optimizer.step()
             ema.step(raw.parameters())
             losses.append(value)

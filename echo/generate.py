@@ -148,7 +148,8 @@ def load_synthetic(folder: Path, split: str) -> Frames:
         )
     table = pd.read_csv(folder / "manifest.csv", dtype={"id": str}).query("split == @split").reset_index(drop=True)
     arrays = [
-        np.stack([imread(folder / kind / f"{k}.png") for k in table["id"]]) for kind in ("images", "labels", "conditions")
+        np.stack([imread(folder / kind / f"{k}.png") for k in table["id"]])
+        for kind in ("images", "labels", "conditions")
     ]
     return Frames(*arrays, table)
 
@@ -168,7 +169,9 @@ def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet]:
             )
         if group not in networks:
             networks[group] = (
-                SemanticUNet.from_pretrained(path, torch_dtype=torch.float32).to(get_device(), memory_format=torch.channels_last).eval()
+                SemanticUNet.from_pretrained(path, torch_dtype=torch.float32)
+                .to(get_device(), memory_format=torch.channels_last)
+                .eval()
             )
         models[k] = networks[group]
     return models

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
@@ -72,7 +74,7 @@ class Run:
 
 def run_name(profile: str, data: str) -> str:
     """`laptop-phantom`, `cpu-camus`: the profile, and the last folder of the data's path."""
-    return f"{profile}-{Path(data).resolve().name if data != 'phantom' else data}"
+    return f"{profile}-{Path(data).expanduser().resolve().name if data != 'phantom' else data}"
 
 
 def open_run(profile: str, data: str, run: str = "", seed: int = 0, recompute: bool = False) -> Run:
@@ -89,8 +91,16 @@ def open_run(profile: str, data: str, run: str = "", seed: int = 0, recompute: b
 
 
 def raw_data(run: Run) -> camus.Camus:
-    """The run's raw data set."""
-    return dataset.open_data(run.data, run.profile, run.data_home, run.seed)
+    """The run's raw data set. Where only an extract is shown, the phantom's patients are others than the run's."""
+    seed = run.seed if run.recompute else run.seed + 1_000_000
+    with only_one(run):
+        return dataset.open_data(run.data, run.profile, run.data_home, seed, progress=run.recompute)
+
+
+def only_one(run: Run) -> FileLock:
+    """A lock on the data: two notebooks may be opened at once."""
+    run.data_home.mkdir(parents=True, exist_ok=True)
+    return FileLock(run.data_home / ".lock", is_singleton=True)
 
 
 def home_of(run: Run, name: str) -> Path:
@@ -183,10 +193,10 @@ def data_stage(run: Run) -> tuple[dataset.Frames, dataset.Frames]:
 
     Without `recompute` this is a small set (phantom) or the whole (CAMUS), kept in `data/demo`.
     """
-    folder = home_of(run, "data")
-    with stage(run, "data") as work:
+    folder, source = home_of(run, "data"), "phantom" if run.data == "phantom" else "camus"
+    with only_one(run), stage(run, "data") as work:
         if work:
-            dataset.prepare(raw_data(run), "phantom" if run.data == "phantom" else "camus", run.profile, folder)
+            dataset.prepare(raw_data(run), source, run.profile, folder, progress=run.recompute)
     return dataset.load_frames(folder, "training"), dataset.load_frames(folder, "validation")
 
 
@@ -289,8 +299,12 @@ def is_current(run: Run, name: str) -> bool:
 
 
 def executed_well(notebook: Path) -> bool:
-    """Whether papermill executed this notebook to its end."""
-    return notebook.exists() and read_json(notebook)["metadata"]["papermill"]["exception"] is None
+    """Whether papermill executed this notebook to its end; it clears every count at the start."""
+    if not notebook.exists():
+        return False
+    content = read_json(notebook)
+    counts = [c["execution_count"] for c in content["cells"] if c["cell_type"] == "code" and c["source"]]
+    return content["metadata"]["papermill"]["exception"] is None and None not in counts
 
 
 class NotebookError(RuntimeError):
@@ -304,6 +318,7 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
         NotebookError: naming the notebook, the cell and the file that holds the partial output.
     """
     import papermill  # here, since a notebook on Colab need not have it
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     opened = open_run(profile, data, run, seed, recompute=True)
@@ -315,14 +330,20 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
     os.environ |= {"ECHO_TEXT_PROGRESS": "1", "TQDM_MININTERVAL": "2"}
     parameters = {
         "profile": profile,
-        "data": data if data == "phantom" else str(Path(data).resolve()),
+        "data": data if data == "phantom" else str(Path(data).expanduser().resolve()),
         "run": str(opened.folder),
         "seed": seed,
         "recompute": True,
     }
+    # Sockets in a folder of their own: no port to clash with, or to listen on.
+    kernel = Config(
+        {"KernelManager": {"transport": "ipc", "ip": str(Path(tempfile.mkdtemp(prefix="echo-")) / "kernel")}}
+    )
     for name in [only] if only else STAGES:
         notebook = STAGES[name][1]
         output = target / f"{notebook}.ipynb"
+        if name != "data":
+            inputs_of(opened, name)  # a missing earlier stage is named before the notebook starts
         if is_current(opened, name) and executed_well(output):
             print(f"== {name}: finished, skipped", flush=True)
             continue
@@ -336,11 +357,14 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
                 cwd=REPOSITORY / "notebooks",
                 progress_bar=False,
                 stderr_file=sys.stderr,
-                config=Config({"KernelManager": {"transport": "ipc"}}),  # no port to clash with, or to listen on
+                config=kernel,
             )
         except papermill.PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}".splitlines()[0]
             message = f"notebook {notebook} failed in its cell {error.exec_count}: {reason}; see {output}"
+            raise NotebookError(message) from None
+        except DeadKernelError:
+            message = f"notebook {notebook}: its kernel died (out of memory?); see {output}"
             raise NotebookError(message) from None
     return opened.folder
 
@@ -348,7 +372,7 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
 def summary(folder: Path) -> str:
     """The Dice table of a finished run, and where its figures and notebooks are."""
     comparison = tables.comparison(pd.read_csv(folder / "tables" / "dice.csv"))
-    lines = ["Dice on real test frames, %, mean ± sd:", comparison.to_string(), ""]
+    lines = [f"Dice on the test patients of {folder.name}, %, mean ± sd over frames:", comparison.to_string(), ""]
     files = sorted(folder.glob("figures/*.png")) + sorted(folder.glob("notebooks/*.ipynb"))
     return "\n".join(lines + [f"  {path}" for path in files])
 

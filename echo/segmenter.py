@@ -51,7 +51,7 @@ def augmentation(config: SegmenterConfig, size: int) -> Compose:
     )
     return Compose(
         [
-            RandAdjustContrastd(["image"], prob=0.5, gamma=config.gamma),
+            RandAdjustContrastd(["image"], prob=config.gamma_probability, gamma=config.gamma),
             RandFlipd(["image", "label"], prob=config.flip_probability, spatial_axis=1),
             affine,
         ]
@@ -100,7 +100,7 @@ def train_segmenter(
     network = build_segmenter(config).to(device, memory_format=torch.channels_last)
 
     high, low = config.learning_rate
-    optimizer = torch.optim.AdamW(network.parameters(), lr=high, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=high, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.steps, eta_min=low)
     loss_function = {
         "dice_ce": DiceCELoss(softmax=True, to_onehot_y=True, include_background=False),
@@ -123,7 +123,7 @@ def train_segmenter(
         ]
         image = torch.stack([s["image"].as_tensor() for s in samples]).to(device)
         label = torch.stack([s["label"].as_tensor() for s in samples]).to(device)
-        with autocast("bf16", device):
+        with autocast(config.precision, device):
             logits = network(image.contiguous(memory_format=torch.channels_last))
         loss = loss_function(logits.float(), label)
         optimizer.zero_grad()

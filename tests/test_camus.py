@@ -1,5 +1,4 @@
 import gzip
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -12,22 +11,6 @@ from echo.camus import PHASES, SPLITS, VIEWS, CamusError, Frame, open_camus
 HEIGHT, WIDTH = 40, 24  # different, so that a forgotten transpose shows
 SPACING = {"nifti": (0.5, 0.25), "metaimage": (0.154, 0.308)}  # (row, col) in mm
 CFG = "ED: 1\nES: 18\nSex: F\nAge: 56\nImageQuality: Good\n{ef}\n"
-
-
-@pytest.fixture
-def camus_root() -> Path:
-    root = Path(os.environ.get("ECHO_CAMUS", Path(__file__).parents[2] / "shared" / "camus"))
-    if not root.is_dir():
-        pytest.skip(f"no CAMUS in {root}: set ECHO_CAMUS to its folder")
-    return root
-
-
-@pytest.fixture
-def native_root(camus_root: Path) -> Path:
-    root = camus_root.parent / "camus-native"
-    if not root.is_dir():
-        pytest.skip(f"no folder {root} with patients of both releases at native size")
-    return root
 
 
 def picture(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,8 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 from scipy.ndimage import label as components
 
 from echo import phantom
-from echo.phantom import PHASES, VIEWS, label_map, render, virtual_patient, write_phantom
+from echo.config import PHASES, VIEWS
+from echo.phantom import label_map, render, virtual_patient, write_phantom
 
 FRAMES = [(view, phase) for view in VIEWS for phase in PHASES]
 COUNTS = {"training": 2, "validation": 1, "testing": 1}

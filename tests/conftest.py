@@ -1,0 +1,43 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from echo.config import SMOKE, Profile
+from echo.dataset import Frames, open_data, read_frames
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def camus_root() -> Path:
+    root = Path(os.environ.get("ECHO_CAMUS", REPOSITORY.parent / "shared" / "camus"))
+    if not root.is_dir():
+        pytest.skip(f"no CAMUS in {root}: set ECHO_CAMUS to its folder")
+    return root
+
+
+@pytest.fixture(scope="session")
+def native_root(camus_root: Path) -> Path:
+    root = camus_root.parent / "camus-native"
+    if not root.is_dir():
+        pytest.skip(f"no folder {root} with patients of both releases at native size")
+    return root
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Profile:
+    return replace(SMOKE, phantom_patients={"training": 3, "validation": 1, "testing": 1})
+
+
+@pytest.fixture(scope="session")
+def phantom(smoke, tmp_path_factory):
+    """A small phantom, as a data set."""
+    return open_data("phantom", smoke, tmp_path_factory.mktemp("data"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def frames(phantom, smoke) -> dict[str, Frames]:
+    """Its training and validation frames at the smoke profile's size."""
+    return {split: read_frames(phantom, split, smoke.image_size) for split in ("training", "validation")}

@@ -1,0 +1,193 @@
+"""The whole pipeline through papermill at the smoke profile: what `make reproduce` does, in a minute or two."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+
+from echo import reproduce
+from echo.labels import STRUCTURES
+from echo.paths import read_json
+
+STAGES = list(reproduce.STAGES)
+COLUMNS = ["train", "structure", "seed", "n_frames", "dice_mean", "dice_sd"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return reproduce.reproduce("smoke", "phantom", str(tmp_path_factory.mktemp("runs") / "smoke-phantom"), seed=3)
+
+
+def check_run(folder: Path, test_frames: int) -> None:
+    dice = pd.read_csv(folder / "tables" / "dice.csv")
+    assert list(dice.columns) == COLUMNS
+    assert set(zip(dice["train"], dice["structure"], strict=True)) == {
+        (train, structure) for train in ("real", "synthetic") for structure in STRUCTURES
+    }
+    assert (dice["n_frames"] == test_frames).all()
+    assert dice["dice_mean"].between(0, 100).all()
+    manifest = read_json(folder / "manifest.json")
+    assert list(manifest["stages"]) == sorted(STAGES)
+    assert all(stage["finished"] and stage["peak_memory_gb"] > 0 for stage in manifest["stages"].values())
+    assert manifest["profile"]["name"] == "smoke"
+    for _folder, name in reproduce.STAGES.values():
+        notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert notebook.metadata.papermill.exception is None
+    assert len(list((folder / "figures").glob("*.png"))) >= 10
+
+
+def test_one_command_ends_in_the_table(finished):
+    check_run(finished, test_frames=8)
+    manifest = read_json(finished / "manifest.json")
+    assert manifest["seed"] == 3
+    assert manifest["data"]["source"] == "phantom"
+    assert manifest["data"]["patients"] == {"training": 4, "validation": 2, "testing": 2}
+    summary = reproduce.summary(finished)
+    for word in ("paper", "real-only", "synthetic-only", "difference", *STRUCTURES, "dice_boxes.png", "05_dice_tables"):
+        assert word in summary
+
+
+def test_called_again_it_skips_and_after_a_loss_it_goes_on(finished, capsys, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.*")}
+    reproduce.reproduce("smoke", "phantom", str(finished), seed=3)
+    assert capsys.readouterr().out.count("finished, skipped") == len(STAGES)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.*")} == before
+
+    copy = tmp_path / finished.name
+    shutil.copytree(finished, copy)
+    (copy / "tables" / "done").unlink()
+    (copy / "tables" / "dice.csv").unlink()
+    reproduce.reproduce("smoke", "phantom", str(copy), seed=3)
+    assert capsys.readouterr().out.count("finished, skipped") == len(STAGES) - 1
+    assert (copy / "tables" / "dice.csv").read_bytes() == (finished / "tables" / "dice.csv").read_bytes()
+
+
+def test_other_inputs_are_noticed(finished):
+    run = reproduce.open_run("smoke", "phantom", str(finished), seed=3, recompute=True)
+    assert all(reproduce.is_current(run, name) for name in STAGES)
+    other = reproduce.open_run("smoke", "phantom", str(finished), seed=4, recompute=True)
+    assert not reproduce.is_current(other, "data")
+
+
+def test_a_failed_notebook_is_one_line_and_leaves_its_output(finished, tmp_path):
+    copy = tmp_path / finished.name
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "diffusion" / "all" / "model")
+    (copy / "synthetic" / "done").unlink()
+    with pytest.raises(reproduce.NotebookError) as error:
+        reproduce.reproduce("smoke", "phantom", str(copy), seed=3, only="generation")
+    message = str(error.value)
+    assert message.startswith("notebook 03_generation failed in its cell 4: FileNotFoundError")
+    assert "\n" not in message
+    assert "no diffusion model" in message
+    partial = nbformat.read(copy / "notebooks" / "03_generation.ipynb", as_version=4)
+    assert partial.metadata.papermill.exception is True
+
+
+def test_missing_stage_and_unknown_names_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="stage generation is not finished; run notebook 03_generation"):
+        reproduce.reproduce("smoke", "phantom", str(tmp_path / "run"), only="segmentation")
+    with pytest.raises(ValueError, match="unknown profile 'huge'"):
+        reproduce.open_run("huge", "phantom")
+    with pytest.raises(ValueError, match="nowhere"):
+        reproduce.reproduce("smoke", str(tmp_path / "nowhere"), str(tmp_path / "run2"))
+    with pytest.raises(FileNotFoundError, match="set recompute=True"):
+        reproduce.open_run("paper", "phantom")
+
+
+def echo_command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "echo", *map(str, words)]
+
+
+def test_help_explains_every_option():
+    out = subprocess.run(
+        echo_command("reproduce", "--help"),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "120"},
+    ).stdout
+    for word in ("--profile", "--data", "--run", "--seed", "--only", "laptop", "segmentation", "resumes"):
+        assert word in out
+
+
+def test_wrong_data_is_one_line(tmp_path):
+    done = subprocess.run(
+        echo_command("reproduce", "--data", tmp_path / "nowhere", "--run", tmp_path / "run"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_ends_the_kernel_too(tmp_path, how):
+    process = subprocess.Popen(
+        echo_command("reproduce", "--profile", "smoke", "--run", tmp_path / "run"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    kernels: list[psutil.Process] = []
+    for _ in range(600):
+        kernels = [
+            p for p in psutil.Process(process.pid).children(recursive=True) if "ipykernel" in " ".join(p.cmdline())
+        ]
+        if kernels and (tmp_path / "run" / "phantom-0").exists():
+            break
+        time.sleep(0.1)
+    assert kernels
+    process.send_signal(how)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in err
+    _gone, alive = psutil.wait_procs(kernels, timeout=20)
+    assert not alive
+
+
+def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(reproduce, "FIGURES", tmp_path / "figures")
+    names = {str(p.relative_to(tmp_path)) for p in reproduce.publish(finished)}
+    assert "results/smoke-phantom/dice.csv" in names
+    assert "results/smoke-phantom/segmenter/synthetic-3/model.safetensors" in names
+    assert "figures/example_views.png" in names
+    assert (tmp_path / "results/smoke-phantom/dice.csv").read_bytes() == (finished / "tables/dice.csv").read_bytes()
+
+    camus = tmp_path / "smoke-camus"
+    shutil.copytree(finished, camus)
+    manifest = read_json(camus / "manifest.json")
+    manifest["data"]["source"] = "camus"
+    reproduce.write_json(camus / "manifest.json", manifest)
+    names = {str(p.relative_to(tmp_path)) for p in reproduce.publish(camus)}
+    assert not [n for n in names if n.endswith((".safetensors", ".ipynb", ".npz"))]
+    pictures = [n for n in names if n.endswith((".png", ".pdf"))]
+    assert pictures == [n for n in pictures if n.startswith("figures/smoke-camus_synthetic_grid")]
+    assert pictures
+
+
+@pytest.mark.camus
+def test_the_same_notebooks_run_on_camus(camus_root, tmp_path):
+    root = tmp_path / "camus"
+    chosen = {"training": 4, "validation": 2, "testing": 2}
+    (root / "database_split").mkdir(parents=True)
+    (root / "database_nifti").mkdir()
+    for split, count in chosen.items():
+        names = (camus_root / "database_split" / f"subgroup_{split}.txt").read_text().split()[:count]
+        (root / "database_split" / f"subgroup_{split}.txt").write_text("\n".join(names))
+        for name in names:
+            (root / "database_nifti" / name).symlink_to((camus_root / "database_nifti" / name).resolve())
+    folder = reproduce.reproduce("smoke", str(root), str(tmp_path / "run"))
+    check_run(folder, test_frames=8)
+    assert read_json(folder / "manifest.json")["data"]["source"] == "camus"
