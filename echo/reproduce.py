@@ -79,12 +79,11 @@ def run_name(profile: str, data: str) -> str:
 
 def open_run(profile: str, data: str, run: str = "", seed: int = 0, recompute: bool = False) -> Run:
     """The run that a notebook's parameters name; `run` is a folder, by default `runs/PROFILE-DATA`."""
-    name = run_name(profile, data)
+    settings, name = get_profile(profile), run_name(profile, data)
     default = REPOSITORY / "runs" / name if recompute else RESULTS / name
     folder = Path(run).resolve() if run else default
     if not recompute and not folder.exists():
         raise FileNotFoundError(f"{folder} is missing: there are no results of {name}; set recompute=True to make them")
-    settings = get_profile(profile)
     if not recompute:
         settings = replace(settings, phantom_patients=DEMO_PATIENTS)
     return Run(settings, data, folder, seed, recompute)

@@ -36,9 +36,9 @@ def test_every_figure_draws_and_saves(frames, tmp_path):
         figures.save(figure, tmp_path, name)
         assert (tmp_path / f"{name}.png").stat().st_size > 2000
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    first = (tmp_path / "training_curve.pdf").read_bytes()
-    figures.save(drawn["training_curve"], tmp_path, "training_curve")
-    assert (tmp_path / "training_curve.pdf").read_bytes() == first  # the same figure gives the same bytes
+    figures.save(figures.training_curve(log), tmp_path, "again")
+    for suffix in (".png", ".pdf"):  # the same figure gives the same bytes
+        assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"training_curve{suffix}").read_bytes()
 
 
 def test_contours_follow_the_label(frames):
