@@ -52,7 +52,8 @@ def draw_contours(ax: Axes, label: NDArray[np.uint8], **style) -> None:
 
 def structure_legend(figure: Figure) -> None:
     """The structures' colours, below the figure."""
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in COLOURS.items()]
+    names = {"LV epi": "LV epi (in label maps: the wall)"}
+    handles = [Line2D([], [], color=colour, label=names.get(name, name)) for name, colour in COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
@@ -198,7 +199,8 @@ def dice_boxes(frames: pd.DataFrame, names: dict[str, str]) -> Figure:
         label = "paper, synthetic-only (mean)" if k == 0 else None
         ax.plot([k - 0.45, k + 0.45], [mean, mean], color="#D55E00", linewidth=1.6, label=label)
     low = max(0, np.floor(long["dice"].quantile(0.005) / 5) * 5 - 5)
-    ax.set(xlabel="", ylabel="Dice on real test frames, %", ylim=(low, 100))
-    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    ax.set(xlabel="", ylabel="Dice on test frames, %", ylim=(low, 100))
+    ax.get_legend().remove()
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     sns.despine(ax=ax)
     return figure

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 
 from echo import tables
 from echo.labels import STRUCTURES
@@ -40,6 +41,25 @@ def test_comparison_stands_beside_the_paper(scores):
         assert comparison.loc[structure, "difference"] == f"{gap:+.1f}"
         assert tables.ratios(dice)[structure] == pytest.approx(0.9 / 0.92, abs=0.01)
     assert tables.markdown(comparison).splitlines()[2].startswith("| LV endo | 88.6 ± 4.9 |")
+
+
+def test_readme_and_results_agree():
+    readme = (REPOSITORY / "README.md").read_text()
+    runs = sorted((REPOSITORY / "results").glob("*/dice.csv"))
+    assert {path.parent.name for path in runs} >= {"laptop-phantom", "cpu-camus"}
+    for path in runs:
+        comparison = tables.markdown(tables.comparison(pd.read_csv(path)))
+        assert comparison == (path.parent / "comparison.md").read_text().strip()
+        assert comparison in readme
+        # The table follows from the frames beside it.
+        frames = pd.read_csv(path.parent / "dice_frames.csv")
+        again = tables.dice_table(frames)
+        pd.testing.assert_frame_equal(again, pd.read_csv(path), atol=0.011)
+
+
+def test_synthetic_only_comes_close_to_real_only_on_the_phantom():
+    ratios = tables.ratios(pd.read_csv(REPOSITORY / "results" / "laptop-phantom" / "dice.csv"))
+    assert min(ratios.values()) >= 0.95
 
 
 def test_paper_results_are_both_versions():
