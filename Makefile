@@ -35,7 +35,7 @@ test: lint
 		--nbval-sanitize-with tests/nbval_sanitize.cfg -W default notebooks
 
 lab: $(READY)
-	$(BIN)/python -m jupyterlab --notebook-dir notebooks
+	$(BIN)/python -m jupyterlab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # Execute the committed notebooks in place, after a change to one or to results/.
 notebooks: $(READY)

@@ -156,6 +156,29 @@ def test_interruption_ends_the_kernel_too(tmp_path, how):
     assert not alive
 
 
+def test_a_killed_run_resumes_to_the_same_bytes(finished, tmp_path):
+    folder = tmp_path / finished.name
+    process = subprocess.Popen(
+        echo_command("reproduce", "--profile", "smoke", "--seed", 3, "--run", folder), stdout=subprocess.DEVNULL
+    )
+    for _ in range(1200):
+        if (folder / "diffusion" / "all" / "checkpoint.pt").exists():
+            break
+        time.sleep(0.05)
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    _gone, alive = psutil.wait_procs(kernels, timeout=20)  # a kernel does not outlive what started it
+    assert not alive
+    assert not (folder / "tables").exists()
+    reproduce.reproduce("smoke", "phantom", str(folder), seed=3)
+    for part in ("synthetic", "segmenter", "tables"):
+        files = sorted(p for p in (finished / part).rglob("*.*") if p.is_file())
+        assert files
+        for file in files:
+            assert (folder / file.relative_to(finished)).read_bytes() == file.read_bytes(), file
+
+
 def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(reproduce, "FIGURES", tmp_path / "figures")
