@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from echo.camus import Camus, open_camus
+from echo.camus import Camus, CamusError, open_camus
 from echo.config import PHASES, SPLITS, VIEW_PHASES, Profile
 from echo.labels import sector_mask, to_sdm
 from echo.paths import atomic, write_json
@@ -54,8 +54,14 @@ def open_data(data: str, profile: Profile, folder: Path, seed: int, progress: bo
 
 
 def read_frames(camus: Camus, split: str, size: int, progress: bool = True) -> Frames:
-    """Every frame of a split, resized to (size, size); the sector is found at the frame's own resolution."""
+    """Every frame of a split, resized to (size, size); the sector is found at the frame's own resolution.
+
+    Raises:
+        CamusError: for a damaged frame, or a split without patients.
+    """
     keys = [(p, v, h) for p in camus.patients(split) for v in camus.views for h in PHASES]
+    if not keys:
+        raise CamusError(camus.root, f"split {split} has no patient")
     images, labels, sdm_labels, rows = [], [], [], []
     for patient, view, phase in tqdm(keys, desc=f"{split} frames", unit="frame", disable=not progress):
         raw = camus.frame(patient, view, phase)

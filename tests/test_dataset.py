@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from echo import dataset, labels
+from echo.camus import CamusError
 
 
 def test_prepare_round_trip_holds_no_test_patient(phantom, smoke, frames, tmp_path):
@@ -28,6 +29,12 @@ def test_frames_of_every_view_and_phase(frames, smoke):
     assert (chosen.images == training.images[(training.index["view"] == "2CH").to_numpy()]).all()
     assert chosen.index.index.tolist() == list(range(6))
     assert (training.select(np.array([3, 1])).images == training.images[[3, 1]]).all()
+
+
+def test_an_empty_split_is_named(phantom, smoke, monkeypatch):
+    monkeypatch.setattr(type(phantom), "patients", lambda *_args: [])
+    with pytest.raises(CamusError, match="split training has no patient"):
+        dataset.read_frames(phantom, "training", smoke.image_size)
 
 
 def test_missing_preparation_is_named(tmp_path):
