@@ -52,8 +52,8 @@ def draw_affine(config: AugmentationConfig, rng: np.random.Generator) -> Affine:
 def draw_elastic(config: AugmentationConfig, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """A smooth displacement field (2, size, size) in pixels: cubic B-splines on a grid with a locked border.
 
-    The largest displacement of a field is itself drawn up to the configured one: at the full 30 of 256 pixels on
-    10 x 10 points nearly every field folds.
+    The largest displacement of a field is itself drawn up to the configured one, so that most maps bend a little and
+    few bend much.
     """
     n = config.elastic_points
     amplitude = rng.uniform(0, config.elastic_displacement) * size

@@ -95,6 +95,10 @@ class Camus:
     _folders: dict[str, Path]  # patient -> folder
     _splits: dict[str, list[str]]  # a split that this copy does not define has no key
 
+    def keys(self, patients: list[str]) -> list[tuple[str, str, str]]:
+        """(patient, view, phase) of every frame of these patients: what `frame` takes."""
+        return [(patient, view, phase) for patient in patients for view in self.views for phase in PHASES]
+
     def patients(self, split: str | None = None) -> list[str]:
         """All patients (None), sorted; or those of a split, in the order of its list.
 
@@ -186,9 +190,8 @@ def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
     if on_error == "skip":
         for patient in tqdm(camus.patients(), desc="checking CAMUS", unit="patient", leave=False):
             try:
-                for view in views:
-                    for phase in PHASES:
-                        camus.frame(patient, view, phase)
+                for key in camus.keys([patient]):
+                    camus.frame(*key)
             except CamusError as error:
                 skipped.append((patient, str(error)))
                 del folders[patient]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from echo.camus import Camus, CamusError, open_camus
-from echo.config import PHASES, SPLITS, VIEW_PHASES, Profile
+from echo.config import SPLITS, VIEW_PHASES, Profile
 from echo.labels import sector_mask, to_sdm
 from echo.paths import atomic, write_json
 from echo.phantom import write_phantom
@@ -59,7 +59,7 @@ def read_frames(camus: Camus, split: str, size: int, progress: bool = True) -> F
     Raises:
         CamusError: for a damaged frame, or a split without patients.
     """
-    keys = [(p, v, h) for p in camus.patients(split) for v in camus.views for h in PHASES]
+    keys = camus.keys(camus.patients(split))
     if not keys:
         raise CamusError(camus.root, f"split {split} has no patient")
     images, labels, sdm_labels, rows = [], [], [], []

@@ -97,8 +97,8 @@ def generate(
 
     Each image is `images/ID.png` (8-bit grey), with its label map in CAMUS classes in `labels/ID.png` and in SDM
     classes, as the network was given it, in `conditions/ID.png`; `manifest.csv` has the plan's row of each, with the
-    draws that its augmentation rejected. Batches have one fixed size (the last
-    one of a class is padded), so that an image does not change with its batch's company.
+    draws that its augmentation rejected. Batches have one fixed size (the last one of a class is padded), so that an
+    image does not change with its batch's company.
 
     Args:
         models: the network for each class label of `config.VIEW_PHASES`.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from echo.camus import Camus
-from echo.config import PHASES, Profile, SegmenterConfig
+from echo.config import Profile, SegmenterConfig
 from echo.dataset import Frames
 from echo.device import autocast, get_device
 from echo.labels import NUM_CAMUS
@@ -139,8 +139,9 @@ def train_segmenter(
             bar.set_postfix(validation_dice=f"{dice.mean():.1f}")
             if dice.mean() > best:
                 best = dice.mean()
-                best_state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-                best_state = {k: v.clone() for k, v in best_state.items()}
+                best_state = {
+                    k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
+                }
     bar.close()
     with atomic(folder / "log.csv") as temporary:
         pd.DataFrame(log).to_csv(temporary, index=False)
@@ -175,9 +176,8 @@ def score(network: UNet, camus: Camus, patients: list[str], size: int, progress:
     Returns:
         One row a frame: patient, view, phase, quality, and Dice in [0, 1] for each structure.
     """
-    keys = [(p, v, h) for p in patients for v in camus.views for h in PHASES]
     rows = []
-    for patient, view, phase in tqdm(keys, desc="scoring", unit="frame", disable=not progress):
+    for patient, view, phase in tqdm(camus.keys(patients), desc="scoring", unit="frame", disable=not progress):
         frame = camus.frame(patient, view, phase)
         prediction = predict(network, frame.resized(size).image[None], frame.label.shape)
         facts = {"patient": patient, "view": view, "phase": phase, "quality": frame.quality}

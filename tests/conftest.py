@@ -3,9 +3,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from echo.config import SMOKE, Profile
 from echo.dataset import Frames, open_data, read_frames
+from echo.diffusion import build_unet
+from echo.unet import SemanticUNet
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -41,3 +44,13 @@ def phantom(smoke, tmp_path_factory):
 def frames(phantom, smoke) -> dict[str, Frames]:
     """Its training and validation frames at the smoke profile's size."""
     return {split: read_frames(phantom, split, smoke.image_size) for split in ("training", "validation")}
+
+
+@pytest.fixture(scope="session")
+def random_unet(smoke) -> SemanticUNet:
+    """The smoke network with random weights throughout (a fresh one returns zeros)."""
+    torch.manual_seed(0)
+    unet = build_unet(smoke).eval()
+    for p in unet.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    return unet

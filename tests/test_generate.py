@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from skimage.io import imread
 
 from echo import generate
@@ -12,12 +11,8 @@ from echo.labels import to_camus
 
 
 @pytest.fixture(scope="module")
-def models(smoke):
-    torch.manual_seed(0)
-    unet = build_unet(smoke).eval()
-    for p in unet.parameters():
-        torch.nn.init.normal_(p, std=0.05)
-    return dict.fromkeys(range(4), unet)
+def models(random_unet):
+    return dict.fromkeys(range(4), random_unet)
 
 
 @pytest.fixture(scope="module")

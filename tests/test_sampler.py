@@ -4,18 +4,7 @@ import torch
 from diffusers import DDIMScheduler
 from golden import close, expected, tiny_inputs, tiny_unet
 
-from echo.diffusion import build_unet
 from echo.sampler import SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
-
-
-@pytest.fixture(scope="module")
-def unet(smoke):
-    """The smoke network with random weights throughout (a fresh one returns zeros)."""
-    torch.manual_seed(0)
-    network = build_unet(smoke).eval()
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.05)
-    return network
 
 
 def paint(network, labels, seeds, name="ddim", steps=3, learned=False, **options):
@@ -29,12 +18,12 @@ def one_hot_labels(n):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_an_image_depends_on_its_seed_alone(unet, name):
+def test_an_image_depends_on_its_seed_alone(random_unet, name):
     y = one_hot_labels(3)
-    images = paint(unet, y, [7, 8, 9], name)
-    other_company = paint(unet, y[[0, 2, 2]], [7, 19, 18], name)
+    images = paint(random_unet, y, [7, 8, 9], name)
+    other_company = paint(random_unet, y[[0, 2, 2]], [7, 19, 18], name)
     assert torch.equal(images[0], other_company[0])
-    assert not torch.allclose(images[0], paint(unet, y, [70, 8, 9], name)[0])
+    assert not torch.allclose(images[0], paint(random_unet, y, [70, 8, 9], name)[0])
     assert images.shape == (3, 1, 32, 32)
     assert 0 <= images.min() <= images.max() <= 1
 
@@ -98,14 +87,14 @@ def test_learned_variance_keeps_the_images_shape(name, channels):
     assert images.shape == (2, channels, 32, 32)
 
 
-def test_guidance_of_one_is_none_and_more_changes_the_image(unet):
+def test_guidance_of_one_is_none_and_more_changes_the_image(random_unet):
     y = one_hot_labels(2)
-    assert torch.equal(paint(unet, y, [1, 2]), paint(unet, y, [1, 2], guidance_scale=1.0))
-    assert not torch.allclose(paint(unet, y, [1, 2]), paint(unet, y, [1, 2], guidance_scale=3.0))
+    assert torch.equal(paint(random_unet, y, [1, 2]), paint(random_unet, y, [1, 2], guidance_scale=1.0))
+    assert not torch.allclose(paint(random_unet, y, [1, 2]), paint(random_unet, y, [1, 2], guidance_scale=3.0))
 
 
-def test_round_trip_and_errors(unet, tmp_path):
-    pipeline = SemanticDiffusionPipeline(unet, make_scheduler("ddim", "v_prediction", False))
+def test_round_trip_and_errors(random_unet, tmp_path):
+    pipeline = SemanticDiffusionPipeline(random_unet, make_scheduler("ddim", "v_prediction", False))
     pipeline.save_pretrained(tmp_path / "pipeline")
     loaded = SemanticDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     y, classes = one_hot_labels(1), torch.zeros(1, dtype=torch.long)
