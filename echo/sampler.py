@@ -1,27 +1,33 @@
 """The sampler: a diffusers pipeline from label maps to echoes, over any diffusers scheduler."""
 
+import inspect
+
 import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
     SchedulerMixin,
+    UniPCMultistepScheduler,
 )
 from torch import Tensor
 
 from echo.unet import SemanticUNet
 
-SCHEDULERS = ("ddim", "dpm++", "ddpm")
+SCHEDULERS = ("ddim", "dpm++", "unipc", "heun", "ddpm")
 
 
 def make_scheduler(
     name: str, prediction_type: str, learned_variance: bool, num_train_timesteps: int = 1000
 ) -> SchedulerMixin:
-    """A diffusers scheduler on the cosine schedule.
+    """A diffusers scheduler on the cosine schedule. Every one clips its predicted x_0 to [-1, 1].
 
     Args:
-        name: "ddim" (Song et al. 2021, eta 0), "dpm++" (DPM-Solver++ 2M, Lu et al. 2022) or "ddpm" (Ho et al. 2020).
+        name: "ddim" (Song et al. 2021, eta 0), "dpm++" (DPM-Solver++ 2M, Lu et al. 2022), "unipc" (UniPC-2, Zhao et
+            al. 2023), "heun" (Karras et al. 2022, algorithm 1; it overshoots below about 50 network evaluations) or
+            "ddpm" (Ho et al. 2020).
         prediction_type: "epsilon" or "v_prediction".
         learned_variance: the network's output carries a variance; only "ddpm" uses it.
     """
@@ -30,10 +36,18 @@ def make_scheduler(
         "prediction_type": prediction_type,
         "num_train_timesteps": num_train_timesteps,
     }
+    # Steps even in log(sigma / alpha) treat detail of every contrast alike. Even in t, the last step spans all noise
+    # below t = 40 (of 25 steps) and flattens faint texture, and the first multiplies an error in epsilon by 1300.
+    even = {"use_exponential_sigmas": True}
+    # With diffusers' sample_max_value of 1, thresholding is a plain clip to [-1, 1].
     if name == "ddim":
         return DDIMScheduler(**common, timestep_spacing="trailing", clip_sample=True)
     if name == "dpm++":
-        return DPMSolverMultistepScheduler(**common, timestep_spacing="trailing", thresholding=False)
+        return DPMSolverMultistepScheduler(**common, **even, thresholding=True)
+    if name == "unipc":
+        return UniPCMultistepScheduler(**common, **even, thresholding=True)
+    if name == "heun":
+        return HeunDiscreteScheduler(**common, **even, clip_sample=True)
     if name == "ddpm":
         variance = "learned_range" if learned_variance else "fixed_small"
         return DDPMScheduler(**common, variance_type=variance, timestep_spacing="linspace", clip_sample=True)
@@ -64,10 +78,12 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             label_maps: one-hot (B, K, H, W).
             class_labels: view-and-phase classes (B,), for a network that has them.
             seeds: one for each image: its noise depends on nothing else, so neither does the image.
-            num_inference_steps: network evaluations for each image.
-            guidance_scale: classifier-free guidance (Ho and Salimans 2022); 1 is none. Above 1 the network must have
-                been trained with label dropout, and each step costs two evaluations.
-            trajectory: a list to which x_t after every step is appended.
+            num_inference_steps: network evaluations for each image. "heun" spends two on each step but the last, so
+                that it makes one fewer when the number is even.
+            guidance_scale: s of classifier-free guidance (Ho and Salimans 2022, equation 6, with s = 1 + w): the
+                prediction without a label map, plus s times the difference that the map makes. 1 is none. For any
+                other the network must have been trained with label dropout, and each evaluation costs double.
+            trajectory: a list to which x_t after every evaluation is appended.
 
         Returns:
             Images (B, C, H, W) in [0, 1], float32, on the CPU.
@@ -86,20 +102,29 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             c = None if c is None else torch.cat([c, c])
         # Only DDPM with a learned range reads the output's variance half; any other scheduler would broadcast it.
         keeps_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        takes_generator = not isinstance(scheduler, DDIMScheduler)  # with eta 0 DDIM draws nothing
+        # No step may wait for the device. So the schedulers keep their timesteps on the CPU, where looking one up is
+        # free; the network gets its own copy. Those that search for their first step are told it: steps even in log
+        # sigma share a t, and the search takes the second. What is left to wait for: DDPM's noise, drawn on the CPU
+        # to be the same for any device, and the 2 x 2 system that UniPC solves.
+        scheduler.set_timesteps(-(-num_inference_steps // scheduler.order))
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generators} if takes_generator else {}
+        x = x * scheduler.init_noise_sigma  # 1, but for Heun, which works on x_t / sqrt(alpha_bar_t)
         with unet.conditioning(y):
-            for t in scheduler.timesteps:
+            for t, network_t in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
                 model_input = scheduler.scale_model_input(x, t)
                 model_input = torch.cat([model_input, model_input]) if guided else model_input
-                output = unet(model_input, t.expand(len(model_input)), y, c).sample.float()
+                output = unet(model_input, network_t.expand(len(model_input)), y, c).sample.float()
                 if guided:
-                    with_label, without = output.chunk(2)
-                    output = without + guidance_scale * (with_label - without)
+                    output, without = output.chunk(2)
+                    guide = without[:, :channels] + guidance_scale * (output - without)[:, :channels]
+                    # A variance stays the one predicted with the label map: extrapolated, it would leave its range.
+                    output = torch.cat([guide, output[:, channels:]], dim=1)
                 if not keeps_variance:
                     output = output[:, :channels]
                 x = scheduler.step(output, t, x, **extra).prev_sample
                 if trajectory is not None:
-                    trajectory.append(x.cpu())
+                    trajectory.append(scheduler.scale_model_input(x, t).cpu())
         return ((x + 1) / 2).clamp(0, 1).cpu()

@@ -1,10 +1,15 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from golden import close, expected, tiny_inputs, tiny_unet
 
+from echo.diffusion import cosine_schedule, p_distribution
 from echo.sampler import SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
+from echo.unet import SemanticUNet
 
 
 def paint(network, labels, seeds, name="ddim", steps=3, learned=False, **options):
@@ -44,40 +49,125 @@ def test_ddim_is_the_authors():
 
 
 class Gaussian(torch.nn.Module):
-    """The optimal v-prediction for pixels that are independently normal with this mean and sd."""
+    """The optimal denoiser, in float64, of images whose rows of four pixels are normal.
 
-    def __init__(self, mean: float, sd: float):
+    A pixel's mean is that of its label (0 without one), times `gain`; the four orthogonal modes of a row (`MODES`)
+    have their own standard deviations, so pixels correlate. `precision` rounds the output, as autocast would.
+    """
+
+    MODES = torch.tensor([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, -1, 1], [1, -1, 1, -1]], dtype=torch.float64) / 2
+    LABEL_MEANS = torch.tensor([-0.2, -0.1, 0.05, 0.1, 0.2], dtype=torch.float64)
+
+    def __init__(self, prediction="epsilon", *, sds=(0.25, 0.2, 0.15, 0.1), channels=1, learned=False, gain=1.0,
+                 precision=torch.float64, device="cpu"):  # fmt: skip
         super().__init__()
-        from echo.diffusion import cosine_schedule
+        self.config, self.device = SimpleNamespace(in_channels=channels), torch.device(device)
+        self.prediction, self.learned, self.gain, self.precision = prediction, learned, gain, precision
+        self.variances = torch.tensor(sds, dtype=torch.float64) ** 2
+        self.schedule, self.batches = cosine_schedule(), []
 
-        self.mean, self.sd, self.alpha_bar = mean, sd, cosine_schedule().alpha_bar.float()
+    def conditioning(self, label_map):
+        return nullcontext()
 
-    def __call__(self, x, t):
-        a = self.alpha_bar[t][:, None, None, None]
-        x_0 = self.mean + a.sqrt() * self.sd**2 / (a * self.sd**2 + 1 - a) * (x - a.sqrt() * self.mean)
+    def mean(self, label_map):
+        return self.gain * torch.einsum("k,bkhw->bhw", self.LABEL_MEANS, label_map.double())[:, None]
+
+    def forward(self, sample, timestep, label_map, class_labels=None):
+        self.batches.append(len(sample))
+        if self.device.type == "meta":  # it has shapes alone
+            return SimpleNamespace(sample=sample)
+        x, mean = sample.double(), self.mean(label_map)
+        log_sigma = 0.5 * (1 / self.schedule.alpha_bar - 1).log()
+        t = float(timestep[0])
+        a = torch.sigmoid(torch.tensor(-2 * np.interp(t, np.arange(1000), log_sigma)))
+        shrink = a.sqrt() * self.variances / (a * self.variances + 1 - a)
+        x_0 = mean + ((x - a.sqrt() * mean) @ self.MODES * shrink) @ self.MODES
         epsilon = (x - a.sqrt() * x_0) / (1 - a).sqrt()
-        return a.sqrt() * epsilon - (1 - a).sqrt() * x_0
+        output = epsilon if self.prediction == "epsilon" else a.sqrt() * epsilon - (1 - a).sqrt() * x_0
+        if self.learned:
+            output = torch.cat([output, self.variance_output(int(t), label_map).expand_as(output)], dim=1)
+        return SimpleNamespace(sample=output.to(self.precision))
+
+    def variance_output(self, t, label_map):
+        """The v with which Nichol and Dhariwal's equation 15 is Var(x_{t-1} | x_t); -1 for images without labels."""
+        q, d = self.schedule, self.variances[0]
+        of_x_0 = 1 / (1 / d + q.alpha_bar[t] / (1 - q.alpha_bar[t]))
+        optimal = (q.posterior_variance[t] + q.x_0_coefficient[t] ** 2 * of_x_0).log()
+        low, high = q.posterior_log_variance[t], q.beta[t].log()
+        v = 2 * (optimal - low) / (high - low) - 1
+        return torch.where(label_map.flatten(1).any(1), v, -1.0)[:, None, None, None]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ddim", 25), ("dpm++", 25), ("ddpm", 200)])
-def test_sampler_returns_a_known_distribution(name, steps):
-    mean, sd = 0.1, 0.3  # wide against the last step's noise, narrow against the clip at 1
-    model, scheduler = Gaussian(mean, sd), make_scheduler(name, "v_prediction", False)
-    scheduler.set_timesteps(steps)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 1, 64, 64, generator=generator)
-    for t in scheduler.timesteps:
-        options = {} if name == "ddim" else {"generator": generator}
-        x = scheduler.step(model(x, t.expand(4)), t, x, **options).prev_sample
-    assert x.mean() == pytest.approx(mean, abs=0.01)
-    assert x.std() == pytest.approx(sd, rel=0.1)
+def row_labels(rows, n=2):
+    """One-hot (n, 5, rows, 4): a label for each row, in turn."""
+    return torch.nn.functional.one_hot((torch.arange(rows) % 5)[None, :, None].expand(n, -1, 4), 5).movedim(-1, 1)
+
+
+def paint_rows(name, network, steps, rows, n=2, **options):
+    """Samples in [-1, 1] less their mean, (n, C, rows, 4), float64, checked for the mean of every label."""
+    pipeline = SemanticDiffusionPipeline(network, make_scheduler(name, network.prediction, network.learned))
+    y = row_labels(rows, n)
+    rest = 2 * pipeline(y, seeds=list(range(n)), num_inference_steps=steps, **options).double() - 1 - network.mean(y)
+    for k in range(5):
+        assert rest[:, :, k::5].mean().abs() < 0.01
+    return rest
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("ddim", 250), ("dpm++", 25), ("unipc", 25), ("heun", 101), ("ddpm", 1000)]
+)
+def test_sampler_returns_a_known_distribution(name, steps, prediction):
+    network = Gaussian(prediction)
+    modes = paint_rows(name, network, steps, rows=2500) @ network.MODES
+    correlation = torch.corrcoef(modes.reshape(-1, 4).T)
+    assert correlation.fill_diagonal_(0).abs().max() < 0.06
+    torch.testing.assert_close(modes.std((0, 1, 2)), network.variances.sqrt(), rtol=0.045, atol=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc"])
+def test_no_first_step_magnifies_bfloat16_rounding(name):
+    modes = paint_rows(name, Gaussian(precision=torch.bfloat16, sds=[0.2] * 4), 25, rows=2500)
+    assert modes.std() == pytest.approx(0.2, rel=0.15 if name == "ddim" else 0.035)
+
+
+@pytest.mark.parametrize("steps", [100, 1000])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_learned_range_returns_a_known_distribution(channels, steps):
+    network = Gaussian(sds=[0.1] * 4, channels=channels, learned=True)
+    rest = paint_rows("ddpm", network, steps, rows=2000)
+    assert rest.shape == (2, channels, 2000, 4)
+    torch.testing.assert_close(rest.std((0, 2, 3)), torch.full((channels,), 0.1).double(), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("t", [0, 1, 487, 999])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_learned_range_step_is_nichols(channels, t):
+    x, epsilon, v = torch.randn(3, 2, channels, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    output = torch.cat([epsilon, v.clamp(-1, 1)], dim=1)
+    scheduler = make_scheduler("ddpm", "epsilon", True)
+    scheduler.set_timesteps(1000)
+    actual = scheduler.step(output, torch.tensor(t), x, generator=torch.Generator().manual_seed(1)).prev_sample
+    mean, log_variance, _ = p_distribution(cosine_schedule(), output, x, torch.full((2,), t))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) if t else 0
+    # diffusers keeps alpha_bar in float32, where 1 - alpha_bar is coarse at t = 1.
+    torch.testing.assert_close(actual, mean + (0.5 * log_variance).exp() * noise, rtol=5e-4, atol=5e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_no_step_reads_from_the_device(name):
+    """On the meta device, which has no values, any read raises: here only that of the finished image does."""
+    for steps in (9, 10):
+        network = Gaussian(device="meta")
+        pipeline = SemanticDiffusionPipeline(network, make_scheduler(name, "epsilon", False))
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+            pipeline(row_labels(8), seeds=[0, 1], num_inference_steps=steps)
+        assert network.batches == [2] * (9 if name == "heun" else steps)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_learned_variance_keeps_the_images_shape(name, channels):
-    from echo.unet import SemanticUNet
-
     network = SemanticUNet(
         image_size=32, in_channels=channels, model_channels=16, channel_mult=(1,), num_res_blocks=1,
         attention_resolutions=(), head_channels=16, spade_hidden=4, norm_groups=4,
@@ -87,10 +177,25 @@ def test_learned_variance_keeps_the_images_shape(name, channels):
     assert images.shape == (2, channels, 32, 32)
 
 
-def test_guidance_of_one_is_none_and_more_changes_the_image(random_unet):
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_guidance_of_one_is_none_and_more_changes_the_image(random_unet, name):
     y = one_hot_labels(2)
-    assert torch.equal(paint(random_unet, y, [1, 2]), paint(random_unet, y, [1, 2], guidance_scale=1.0))
+    assert torch.equal(paint(random_unet, y, [1, 2], name), paint(random_unet, y, [1, 2], name, guidance_scale=1.0))
     assert not torch.allclose(paint(random_unet, y, [1, 2]), paint(random_unet, y, [1, 2], guidance_scale=3.0))
+
+
+@pytest.mark.parametrize(("name", "learned"), [(name, False) for name in SCHEDULERS] + [("ddpm", True)])
+def test_guidance_extrapolates_the_mean_in_one_batched_call(name, learned):
+    """epsilon is linear in the mean, so guidance by s from mean 0 to m is the Gaussian of mean s m, step for step."""
+    paths = {}
+    for guidance_scale, gain in ((1.0, 2.0), (2.0, 1.0), (1.0, 1.0), (1.0 + 1e-6, 1.0)):
+        network, path = Gaussian(gain=gain, learned=learned, sds=[0.1] * 4), []
+        pipeline = SemanticDiffusionPipeline(network, make_scheduler(name, "epsilon", learned))
+        pipeline(row_labels(50), seeds=[0, 1], num_inference_steps=25, guidance_scale=guidance_scale, trajectory=path)
+        assert network.batches == [2 if guidance_scale == 1 else 4] * 25
+        paths[guidance_scale, gain] = torch.stack(path)
+    torch.testing.assert_close(paths[2.0, 1.0], paths[1.0, 2.0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(paths[1.0 + 1e-6, 1.0], paths[1.0, 1.0], rtol=1e-3, atol=1e-3)
 
 
 def test_round_trip_and_errors(random_unet, tmp_path):
