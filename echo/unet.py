@@ -19,6 +19,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from echo.spade import GroupNorm, LabelPatches, SpadeGroupNorm, held
+
 
 @dataclass
 class SemanticUNetOutput(BaseOutput):
@@ -42,31 +44,6 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-class SpadeGroupNorm(nn.Module):
-    """GroupNorm whose scale and shift are painted by the label map: norm(x) (1 + gamma(y)) + beta(y).
-
-    Spatially-adaptive normalisation, Park et al. 2019 (arXiv 1903.07291, equation 1). gamma and beta depend on the
-    label map alone, not on t, so a sampler may compute them once and hold them (`held`) over all its steps.
-    """
-
-    def __init__(self, channels: int, label_channels: int, hidden: int, groups: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, affine=False)
-        self.mlp_shared = nn.Sequential(nn.Conv2d(label_channels, hidden, 3, padding=1), nn.ReLU())
-        self.mlp_gamma = nn.Conv2d(hidden, channels, 3, padding=1)
-        self.mlp_beta = nn.Conv2d(hidden, channels, 3, padding=1)
-        self.held: tuple[Tensor, Tensor] | None = None
-
-    def modulation(self, label_map: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """(gamma, beta), each (B, channels, *size), of a one-hot label map (B, K, H, W)."""
-        y = self.mlp_shared(F.interpolate(label_map, size=size, mode="nearest"))
-        return self.mlp_gamma(y), self.mlp_beta(y)
-
-    def forward(self, x: Tensor, label_map: Tensor) -> Tensor:
-        gamma, beta = self.held or self.modulation(label_map, x.shape[2:])
-        return torch.addcmul(beta.to(x.dtype), self.norm(x), 1 + gamma.to(x.dtype))
-
-
 class ResBlock(nn.Module):
     """A residual block with the time embedding as scale and shift; `resample` is None, "down" or "up" (by 2)."""
 
@@ -74,11 +51,11 @@ class ResBlock(nn.Module):
         super().__init__()
         self.resample = resample
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(groups, out_channels),
+            GroupNorm(groups, out_channels),
             nn.SiLU(),
             nn.Identity(),  # the released network's dropout, 0 throughout; it keeps the parameter names in step
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -93,13 +70,13 @@ class ResBlock(nn.Module):
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         return x
 
-    def first_norm(self, x: Tensor, label_map: Tensor) -> Tensor:
+    def first_norm(self, x: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
         return self.in_layers[0](x)
 
-    def second_norm(self, h: Tensor, label_map: Tensor) -> Tensor:
+    def second_norm(self, h: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
         return self.out_layers[0](h)
 
-    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
         h = self.in_layers[-1](self.resampled(F.silu(self.first_norm(x, label_map))))
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, out_channels, 1, 1) each
         h = torch.addcmul(shift, self.second_norm(h, label_map), 1 + scale)
@@ -125,11 +102,21 @@ class SpadeResBlock(ResBlock):
         self.out_norm = SpadeGroupNorm(out_channels, label_channels, hidden, groups)
         self.out_layers = nn.Sequential(*self.out_layers[1:])
 
-    def first_norm(self, x: Tensor, label_map: Tensor) -> Tensor:
+    def first_norm(self, x: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
         return self.in_norm(x, label_map)
 
-    def second_norm(self, h: Tensor, label_map: Tensor) -> Tensor:
+    def second_norm(self, h: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
         return self.out_norm(h, label_map)
+
+
+def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of (B, heads, N, d), by a flash kernel where that is the faster.
+
+    On a CPU, written out, it is about twice as fast, and its N x N weights are small at the sizes that attend.
+    """
+    if q.device.type == "cpu" and q.shape[2] <= 1024:
+        return (q @ (k * q.shape[3] ** -0.5).transpose(2, 3)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class AttentionBlock(nn.Module):
@@ -138,23 +125,25 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, head_channels: int, groups: int):
         super().__init__()
         self.head_channels = head_channels
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = GroupNorm(groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
         b, c, height, width = x.shape
-        x = x.reshape(b, c, height * width)
-        qkv = self.qkv(self.norm(x)).reshape(b, 3, c // self.head_channels, self.head_channels, height * width)
-        q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H W, d) each
-        a = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, height * width)
-        return (x + self.proj_out(a)).reshape(b, c, height, width)
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
+        qkv = qkv.reshape(b, height * width, 3, c // self.head_channels, self.head_channels)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, H W, d) each
+        a = dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height * width, c)
+        a = F.linear(a, self.proj_out.weight[:, :, 0], self.proj_out.bias)
+        return x + a.reshape(b, height, width, c).permute(0, 3, 1, 2)
 
 
 class BlockSequence(nn.Sequential):
     """Blocks in a row; the convolution that opens the encoder takes x alone."""
 
-    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
         for block in self:
             x = block(x) if isinstance(block, nn.Conv2d) else block(x, embedding, label_map)
         return x
@@ -198,6 +187,10 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         super().__init__()
         if image_size % 2 ** (len(channel_mult) - 1):
             raise ValueError(f"image_size {image_size} is not divisible by 2 ** {len(channel_mult) - 1}")
+        # Whether SPADE is computed once for each different label patch (`LabelPatches`), or by convolution: None means
+        # the former on a CPU, where it is many times faster, and the latter on a GPU, which it would make wait.
+        self.patchwise: bool | None = None
+        self.conditioned: Tensor | LabelPatches | None = None
         d = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, d), nn.SiLU(), nn.Linear(d, d))
         if num_classes:
@@ -239,7 +232,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                     side *= 2
                 self.output_blocks.append(BlockSequence(*blocks))
         self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, ch),
+            GroupNorm(norm_groups, ch),
             nn.SiLU(),
             zeroed(nn.Conv2d(ch, in_channels * (2 if learned_variance else 1), 3, padding=1)),
         )
@@ -260,36 +253,35 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             if class_labels is None:
                 raise ValueError(f"class_labels is missing: this network has {self.config.num_classes} classes")
             embedding = embedding + self.label_emb(class_labels)
+        y = self.prepared(label_map) if self.conditioned is None else self.conditioned
         h, skips = sample, []
         for block in self.input_blocks:
-            h = block(h, embedding, label_map)
+            h = block(h, embedding, y)
             skips.append(h)
-        h = self.middle_block(h, embedding, label_map)
+        h = self.middle_block(h, embedding, y)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding, label_map)
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, y)
         return SemanticUNetOutput(sample=self.out(h))
 
+    def prepared(self, label_map: Tensor) -> Tensor | LabelPatches:
+        """The label map (B, K, H, W) as the SPADE layers of this network, on this device, take it."""
+        patchwise = label_map.device.type == "cpu" if self.patchwise is None else self.patchwise
+        return LabelPatches(label_map) if patchwise else label_map
+
     @contextmanager
-    def conditioning(self, label_map: Tensor) -> Iterator[None]:
-        """Within this context, compute every SPADE scale and shift once for `label_map` (B, K, H, W) and reuse them.
+    def conditioning(self, label_map: Tensor, most_bytes: float = 8e9) -> Iterator[None]:
+        """Within this context the network is conditioned on `label_map` (B, K, H, W), whatever it is called with.
 
-        Sampling calls the network at many t for one label map; the result is the same to the bit.
+        SPADE's scales and shifts depend on the label map alone, not on t: sampling computes them once and reuses them
+        over all its steps, with the same result to the bit. `most_bytes` bounds what is kept; layers that do not fit
+        compute theirs again each time.
         """
-        layers = [m for m in self.modules() if isinstance(m, SpadeGroupNorm)]
-
-        def hold(layer: SpadeGroupNorm, inputs: tuple[Tensor, Tensor]) -> None:
-            x, y = inputs
-            if layer.held is None:
-                layer.held = layer.modulation(y, x.shape[2:])
-
-        hooks = [layer.register_forward_pre_hook(hold) for layer in layers]
+        self.conditioned = self.prepared(label_map)
         try:
-            yield
+            with held(self, most_bytes):
+                yield
         finally:
-            for hook in hooks:
-                hook.remove()
-            for layer in layers:
-                layer.held = None
+            self.conditioned = None
 
     @classmethod
     def from_released(
