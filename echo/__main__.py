@@ -45,6 +45,31 @@ def reproduce(
 
 
 @app.command()
+def train(
+    profile: Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")] = ProfileName.laptop,
+    data: Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')] = "phantom",
+    run: Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+) -> None:
+    """Train the diffusion model without a notebook, preparing its data first. Called again, it resumes.
+
+    On several GPUs: torchrun --standalone --nproc_per_node N -m echo train ...
+    """
+    from echo import reproduce as pipeline
+
+    try:
+        opened = pipeline.open_run(profile.value, data, run, seed, recompute=True)
+        pipeline.diffusion_stage(opened)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as stopped:
+        typer.echo(f"interrupted: {stopped}; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(opened.folder / "diffusion")
+
+
+@app.command()
 def publish(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) -> None:
     """Copy the committable extract of a run (numbers, logs, manifest; phantom weights and figures)."""
     from echo import reproduce as pipeline

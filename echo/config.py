@@ -40,7 +40,12 @@ class TrainingConfig:
     ema_decay: float = 0.9999
     gradient_clip: float = 1.0  # not in the paper; inert unless the loss spikes
     flip_probability: float = 0.5
+    snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023); None weighs all t alike
+    label_dropout: float = 0.0  # probability that a label map is withheld, for classifier-free guidance
     precision: str = "fp16"
+    gradient_accumulation: int = 1  # rounds that make up a batch; less memory, the same step
+    gradient_checkpointing: bool = False  # compute activations twice rather than keep them
+    compile: bool = False  # torch.compile: minutes at the start, and little or nothing gained on a CPU
     validate_every: int = 1000
 
 
@@ -166,7 +171,7 @@ LAPTOP = replace(
     image_size=48,
     phantom_patients={"training": 120, "validation": 20, "testing": 40},
     unet=replace(CPU.unet, channel_mult=(1, 2, 4), attention_resolutions=(12,)),
-    training=replace(CPU.training, steps=1000, validate_every=100),
+    training=replace(CPU.training, steps=1000, label_dropout=0.1, validate_every=100),
     generation=replace(CPU.generation, images=720, validation_images=80),
     segmenter=replace(CPU.segmenter, channels=(16, 32, 64, 128), steps=1000, validate_every=100),
 )

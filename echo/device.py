@@ -1,5 +1,6 @@
 """The device that computes, and the precision it computes in."""
 
+import os
 import resource
 import sys
 
@@ -9,6 +10,11 @@ import torch
 def get_device() -> torch.device:
     """The first CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def training_processes() -> int:
+    """Processes that share a training: one for each GPU, or what ECHO_PROCESSES says."""
+    return int(os.environ.get("ECHO_PROCESSES", max(1, torch.cuda.device_count())))
 
 
 def supported_precision(precision: str, device: torch.device) -> str:

@@ -7,6 +7,7 @@ The notebooks call the `*_stage` functions below; `reproduce` calls the notebook
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,13 +20,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import PartialState, notebook_launcher
 from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
-from echo import camus, dataset, diffusion, figures, generate, segmenter, tables
+from echo import camus, dataset, figures, generate, segmenter, tables, training
 from echo.config import Profile, get_profile
-from echo.device import get_device, peak_memory_gb
+from echo.device import get_device, peak_memory_gb, training_processes
 from echo.paths import FIGURES, REPOSITORY, RESULTS, atomic, begin, digest, finish, is_done, read_json, write_json
 
 # Stage -> its folder in the run, and the notebook that runs it.
@@ -132,7 +134,11 @@ def inputs_of(run: Run, name: str) -> str:
 
 @contextmanager
 def stage(run: Run, name: str) -> Iterator[bool]:
-    """Work on a stage: yields whether there is any; times it, and enters it into the manifest."""
+    """Work on a stage: yields whether there is any; times it, and enters it into the manifest.
+
+    Where several processes work on it, the first keeps the books.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
     clock = time.perf_counter()  # the phantom is made while the data stage asks for its inputs
     folder = home_of(run, name)
     if not begin(folder, inputs_of(run, name)):
@@ -140,10 +146,13 @@ def stage(run: Run, name: str) -> Iterator[bool]:
         return
     try:
         yield True
-        finish(folder)
+        if is_main:
+            finish(folder)
     finally:
-        facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
-        enter_manifest(folder.parent, run, name, facts | {"peak_memory_gb": round(peak_memory_gb(get_device()), 2)})
+        if is_main:
+            facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
+            facts["peak_memory_gb"] = round(peak_memory_gb(get_device()), 2)
+            enter_manifest(folder.parent, run, name, facts)
 
 
 def enter_manifest(home: Path, run: Run, name: str, facts: dict) -> None:
@@ -200,17 +209,26 @@ def data_stage(run: Run) -> tuple[dataset.Frames, dataset.Frames]:
 
 
 def diffusion_stage(run: Run) -> None:
-    """Train the diffusion model, or one for each view and phase."""
+    """Train the diffusion model, or one for each view and phase; on several GPUs in as many processes."""
+    if training_processes() > 1 and "RANK" not in os.environ:
+        data_stage(run)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        notebook_launcher(diffusion_stage, (run,), num_processes=training_processes(), use_port=port)
+        return
+    # The first process prepares data and folder, the others find them.
+    with PartialState(cpu=get_device().type == "cpu").main_process_first():
+        frames = data_stage(run)
+        begin(home_of(run, "diffusion"), inputs_of(run, "diffusion"))
     with stage(run, "diffusion") as work:
         if not work:
             return
-        p = run.profile
-        training, validation = data_stage(run)
-        groups = generate.model_groups(p)
+        groups = generate.model_groups(run.profile)
         for group in dict.fromkeys(groups):
             members = [k for k, name in enumerate(groups) if name == group]
-            parts = [f.select(f.index["class_label"].isin(members).to_numpy()) for f in (training, validation)]
-            diffusion.train(p, *parts, run.folder / "diffusion" / group, run.seed)
+            parts = [f.select(f.index["class_label"].isin(members).to_numpy()) for f in frames]
+            training.train(run.profile, *parts, run.folder / "diffusion" / group, run.seed)
 
 
 def generation_stage(run: Run) -> None:

@@ -168,6 +168,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         ValueError: if the image size is not divisible by the strides.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -190,6 +192,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         # Whether SPADE is computed once for each different label patch (`LabelPatches`), or by convolution: None means
         # the former on a CPU, where it is many times faster, and the latter on a GPU, which it would make wait.
         self.patchwise: bool | None = None
+        self.gradient_checkpointing = False  # set by `enable_gradient_checkpointing`
         self.conditioned: Tensor | LabelPatches | None = None
         d = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, d), nn.SiLU(), nn.Linear(d, d))
@@ -254,13 +257,19 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                 raise ValueError(f"class_labels is missing: this network has {self.config.num_classes} classes")
             embedding = embedding + self.label_emb(class_labels)
         y = self.prepared(label_map) if self.conditioned is None else self.conditioned
+
+        def run(block: BlockSequence, h: Tensor) -> Tensor:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                return self._gradient_checkpointing_func(block, h, embedding, y)
+            return block(h, embedding, y)
+
         h, skips = sample, []
         for block in self.input_blocks:
-            h = block(h, embedding, y)
+            h = run(block, h)
             skips.append(h)
-        h = self.middle_block(h, embedding, y)
+        h = run(self.middle_block, h)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding, y)
+            h = run(block, torch.cat([h, skips.pop()], dim=1))
         return SemanticUNetOutput(sample=self.out(h))
 
     def prepared(self, label_map: Tensor) -> Tensor | LabelPatches:
