@@ -58,18 +58,15 @@ PLAIN = {
 }
 
 
-def as_published(unet: SemanticUNet) -> SemanticUNet:
-    """`unet` itself, its modules made to compute the plain way."""
+def plain(unet: SemanticUNet, *kinds: type[nn.Module]) -> None:
+    """Make modules of these kinds (by default all) compute the plain way."""
     for module in unet.modules():
-        module.__class__ = PLAIN.get(type(module), type(module))
-    unet.patchwise = False
-    return unet.to(memory_format=torch.contiguous_format)
+        if type(module) in (kinds or PLAIN):
+            module.__class__ = PLAIN[type(module)]
 
 
-def as_ours(unet: SemanticUNet) -> SemanticUNet:
-    """Back again."""
-    ours = {plain: own for own, plain in PLAIN.items()}
+def ours(unet: SemanticUNet) -> None:
+    """Undo `plain`."""
+    own = {plain_kind: kind for kind, plain_kind in PLAIN.items()}
     for module in unet.modules():
-        module.__class__ = ours.get(type(module), type(module))
-    unet.patchwise = None
-    return unet.to(memory_format=torch.channels_last)
+        module.__class__ = own.get(type(module), type(module))

@@ -1,5 +1,6 @@
 """The command line: `python -m echo --help`."""
 
+import os
 import signal
 from enum import StrEnum
 from pathlib import Path
@@ -53,7 +54,7 @@ def train(
 ) -> None:
     """Train the diffusion model without a notebook, preparing its data first. Called again, it resumes.
 
-    On several GPUs: torchrun --standalone --nproc_per_node N -m echo train ...
+    On several GPUs: torchrun --standalone --nproc_per_node N -m -- echo train ...
     """
     from echo import reproduce as pipeline
 
@@ -66,7 +67,8 @@ def train(
     except KeyboardInterrupt as stopped:
         typer.echo(f"interrupted: {stopped}; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    typer.echo(opened.folder / "diffusion")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(opened.folder / "diffusion")
 
 
 @app.command()

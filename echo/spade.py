@@ -5,7 +5,7 @@ the same at every t. Both are used here, exactly.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
             if x.device.type == "cpu" and torch.is_grad_enabled():
                 x = Normalise.apply(x, self.num_groups, self.eps)
                 weight, bias = (p[:, None, None].to(x.dtype) if self.affine else None for p in (weight, bias))

@@ -1,0 +1,343 @@
+"""`make bench`: the network as the released code computes it against ours, in one run, on whatever device is there.
+
+Prints tables, and writes them to `results/bench/DEVICE.json`. Times are medians after a warm-up; what counts is the
+ratios. The weights are random and the label maps the phantom's: neither changes the work.
+"""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.baseline import ours, plain
+from echo.config import CPU, SMOKE
+from echo.dataset import open_data, read_frames
+from echo.device import autocast, get_device, peak_memory_gb, supported_precision
+from echo.diffusion import build_unet, cosine_schedule, diffusion_loss, q_sample
+from echo.labels import one_hot
+from echo.paths import RESULTS, write_json
+from echo.reproduce import device_name
+from echo.sampler import SemanticDiffusionPipeline, make_scheduler
+from echo.spade import GroupNorm
+from echo.unet import AttentionBlock, SemanticUNet
+
+SAMPLERS = ("ddim", "dpm++", "unipc", "heun")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and the batches of a training and of a sampling step."""
+
+    name: str
+    image_size: int
+    training_batch: int
+    sampling_batch: int
+    arguments: dict | None = None  # of SemanticUNet; None is the cpu profile's
+
+    def build(self) -> SemanticUNet:
+        torch.manual_seed(0)
+        unet = build_unet(CPU) if self.arguments is None else SemanticUNet(self.image_size, **self.arguments)
+        for p in unet.parameters():  # a fresh network returns zeros
+            if p.dim() > 1:
+                nn.init.normal_(p, std=0.02)
+        return unet.to(get_device())
+
+
+def cases(quick: bool) -> list[Case]:
+    """The compact network of the cpu profile, and one of the paper's type: 64 channels at 128 px, 46 M parameters."""
+    scale = 16 if get_device().type == "cuda" else 1
+    if quick:
+        tiny = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (16,)}
+        return [Case("paper-type", 32, 2, 2, tiny | {"head_channels": 32})]
+    wide = {"model_channels": 64, "channel_mult": (1, 1, 2, 3, 4)}
+    return [Case("compact", 56, 16 * scale, 16 * scale), Case("paper-type", 128, 4 * scale, 8 * scale, wide)]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute: what is switched on."""
+
+    bf16: bool = True
+    channels_last: bool = True
+    patches: bool = True  # in training; SPADE for each label patch
+    held: bool = True  # in sampling; SPADE once for all steps
+    norm: bool = True  # our GroupNorm
+    attention: bool = True
+    fused: bool = True  # optimiser and average
+    checkpointing: bool = False
+
+
+BASELINE = Variant(*[False] * 7)
+TRAINING = {
+    "as published": BASELINE,
+    "ours": Variant(),
+    "ours, SPADE by convolution": Variant(patches=False),
+    "ours, float32": Variant(bf16=False),
+    "ours, contiguous layout": Variant(channels_last=False),
+    "ours, PyTorch's GroupNorm": Variant(norm=False),
+    "ours, einsum attention": Variant(attention=False),
+    "ours, optimiser not fused": Variant(fused=False),
+    "ours, gradient checkpointing": Variant(checkpointing=True),
+}
+SAMPLING = {
+    "as published": BASELINE,
+    "ours": Variant(),
+    "ours, SPADE at every step": Variant(held=False),
+    "ours, SPADE at every step, by convolution": Variant(held=False, patches=False),
+    "ours, float32": Variant(bf16=False),
+    "ours, contiguous layout": Variant(channels_last=False),
+    "ours, PyTorch's GroupNorm": Variant(norm=False),
+    "ours, einsum attention": Variant(attention=False),
+}
+
+
+def prepare(unet: SemanticUNet, variant: Variant) -> None:
+    """Make the network compute this way."""
+    ours(unet)
+    if variant == BASELINE:
+        plain(unet)
+    if not variant.norm:
+        plain(unet, GroupNorm)
+    if not variant.attention:
+        plain(unet, AttentionBlock)
+    unet.patchwise = None if variant.patches else False
+    unet.to(memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
+    unet.disable_gradient_checkpointing()
+    if variant.checkpointing:
+        unet.enable_gradient_checkpointing()
+
+
+def precision(variant: Variant) -> torch.autocast:
+    """The autocast context of a variant."""
+    return autocast("bf16" if variant.bf16 else "fp32", get_device())
+
+
+def label_maps(case: Case, count: int) -> Tensor:
+    """One-hot label maps (count, 5, S, S) of phantom patients."""
+    profile = replace(SMOKE, phantom_patients={"training": 4, "validation": 0, "testing": 0})
+    with tempfile.TemporaryDirectory() as folder:
+        labels = read_frames(open_data("phantom", profile, Path(folder), 0), "training", case.image_size).sdm_labels
+    return one_hot(np.resize(labels, (count, *labels.shape[1:]))).to(get_device())
+
+
+def inputs(case: Case, unet: SemanticUNet, y: Tensor, n: int) -> tuple[Tensor, ...]:
+    """x_0, x_t, epsilon (N, C, S, S), t (N,), label maps and classes (N,) of a batch."""
+    generator = torch.Generator().manual_seed(0)
+    shape = n, unet.config.in_channels, case.image_size, case.image_size
+    x_0, epsilon = (torch.randn(shape, generator=generator).to(y.device) for _ in range(2))
+    t = torch.randint(1000, (n,), generator=generator).to(y.device)
+    classes = torch.zeros(n, dtype=torch.long, device=y.device) if unet.config.num_classes else None
+    return x_0.clamp(-1, 1), q_sample(cosine_schedule(), x_0, t, epsilon), epsilon, t, y[:n], classes
+
+
+def training_step(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant) -> Callable[[], None]:
+    """A training step: forward, loss, backward, clipping, optimiser, average."""
+    prepare(unet, variant)
+    x_0, x_t, epsilon, t, y, classes = inputs(case, unet, y, case.training_batch)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=variant.fused, foreach=not variant.fused)
+    ema = EMAModel(unet.parameters(), foreach=variant.fused)
+    ema.to(y.device)
+    schedule = cosine_schedule()
+
+    def step() -> None:
+        with precision(variant):
+            output = unet(x_t, t, y, classes).sample
+        diffusion_loss(schedule, output.float(), x_0, x_t, epsilon, t, "epsilon").mean().backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+
+    return step
+
+
+def synchronize() -> None:
+    """Wait for the device."""
+    if get_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(step: Callable[[], None], repeats: int) -> list[float]:
+    """Times of a step, after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronize()
+        clock = time.perf_counter()
+        step()
+        synchronize()
+        times.append(time.perf_counter() - clock)
+    return times[1:]
+
+
+def sampling_times(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, repeats: int) -> list[float]:
+    """Times of a sampling step: one evaluation of the network, as the pipeline makes it."""
+    prepare(unet, variant)
+    _, x_t, _, t, y, classes = inputs(case, unet, y, case.sampling_batch)
+    with torch.no_grad(), precision(variant), unet.conditioning(y) if variant.held else nullcontext():
+        return seconds(lambda: unet(x_t, t, y, classes), repeats)
+
+
+def flops(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant) -> float:
+    """Floating-point operations of a forward pass of one image."""
+    prepare(unet, variant)
+    _, x_t, _, t, y, classes = inputs(case, unet, y, 1)
+    with torch.no_grad(), unet.conditioning(y) if variant.held else nullcontext():
+        unet(x_t, t, y, classes)
+        with FlopCounterMode(display=False) as counter:
+            unet(x_t, t, y, classes)
+    return counter.get_total_flops()
+
+
+def ceilings(repeats: int) -> dict[str, float]:
+    """TFLOP/s of a large matrix product and of a 3 x 3 convolution on this device."""
+    device, table = get_device(), {}
+    n, (batch, channels, side) = (8192, (64, 256, 128)) if device.type == "cuda" else (2048, (8, 64, 128))
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a = torch.randn(n, n, device=device, dtype=dtype)
+        x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        w = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        work = {
+            "matmul": (2 * n**3, lambda a=a: a @ a),
+            "convolution": (18 * batch * channels**2 * side**2, lambda x=x, w=w: nn.functional.conv2d(x, w, padding=1)),
+        }
+        for kind, (count, step) in work.items():
+            table[f"{kind} {name}"] = count / statistics.median(seconds(step, repeats)) / 1e12
+    return table
+
+
+def measured_rates(case: Case, unet: SemanticUNet, y: Tensor, quick: bool) -> list[dict]:
+    """Images per second of whole pipelines, label maps to images."""
+    prepare(unet, Variant())
+    unet.eval()
+    n, rows = case.sampling_batch, []
+    classes = torch.zeros(n, dtype=torch.long) if unet.config.num_classes else None
+    learned = unet.config.learned_variance
+    plans = [("ddpm", 10 if quick else 100)] + [
+        (name, k) for name in SAMPLERS for k in ((5,) if quick else (10, 25, 50))
+    ]
+    for name, steps in plans:
+        pipeline = SemanticDiffusionPipeline(unet, make_scheduler(name, "epsilon", learned))
+        clock = time.perf_counter()
+        with precision(Variant()):
+            pipeline(y[:n], classes, seeds=list(range(n)), num_inference_steps=steps)
+        took = time.perf_counter() - clock
+        scale = 1000 / steps if name == "ddpm" else 1  # DDPM's 1000 steps, from its first 100
+        row = {"network": case.name, "sampler": name, "steps": 1000 if name == "ddpm" else steps}
+        rows.append(row | {"images_per_second": n / (took * scale)})
+    return rows
+
+
+def peak_memory(case: Case, name: str, quick: bool) -> float:
+    """Peak memory in GB of two training steps, in a process of its own, above what that process holds before."""
+    command = [sys.executable, "-m", "benchmarks.bench", "--memory-of", f"{case.name}:{name}"]
+    done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def report_memory(case: Case, variant: Variant) -> None:
+    """The child's part of `peak_memory`: print it."""
+    y = label_maps(case, case.training_batch)
+    device, before = get_device(), 0.0
+    if device.type == "cpu":
+        before = peak_memory_gb(device)
+    step = training_step(case, case.build(), y, variant)
+    step()
+    step()
+    print(peak_memory_gb(device) - before)
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows as a Markdown table."""
+    table = pd.DataFrame(rows)
+    cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
+    return "\n".join(" | ".join(["", *row, ""]).strip() for row in [table.columns, ["---"] * table.shape[1], *cells])
+
+
+def bench(quick: bool = False) -> dict:
+    """All measurements: `device`, the three ratios of the paper-type network, and the rows behind them."""
+    torch.set_flush_denormal(True)
+    rounds, repeats = (1, 1) if quick else (2, 3)
+    result = {"device": device_name(), "cores": torch.get_num_threads(), "torch": version("torch")}
+    result |= {"bf16": supported_precision("bf16", get_device()) == "bf16", "ceilings_tflops": ceilings(5)}
+    steps, memory, rates = [], [], []
+    for case in cases(quick):
+        unet, y = case.build(), label_maps(case, max(case.training_batch, case.sampling_batch))
+        work = {
+            "training": {k: [] for k in TRAINING},
+            "sampling": {k: [] for k in SAMPLING},
+        }
+        for _ in range(rounds):  # all variants in turn, and again: a slow minute of the machine hits more than one
+            for name, variant in TRAINING.items():
+                work["training"][name] += seconds(training_step(case, unet, y, variant), repeats)
+            unet.zero_grad()
+            for name, variant in SAMPLING.items():
+                work["sampling"][name] += sampling_times(case, unet, y, variant, repeats)
+        once = {v: flops(case, unet, y, v) for v in (BASELINE, Variant())}
+        for kind, times in work.items():
+            medians = {name: statistics.median(ts) for name, ts in times.items()}
+            batch = case.training_batch if kind == "training" else case.sampling_batch
+            for name, median in medians.items():
+                row = {"network": case.name, "step": kind, "variant": name, "batch": batch, "seconds": median}
+                row["speedup"] = medians["as published"] / median
+                # Ours counts the operations it is left with; a backward pass is twice a forward pass.
+                per_image = once[BASELINE] if name == "as published" else once[Variant()]
+                row["tflops"] = per_image * batch * (3 if kind == "training" else 1) / median / 1e12
+                steps.append(row)
+        for name in ("as published", "ours", "ours, gradient checkpointing"):
+            memory.append({"network": case.name, "variant": name, "peak_gb": peak_memory(case, name, quick)})
+        rates += measured_rates(case, unet, y, quick)
+        print(f"{case.name}: measured", file=sys.stderr, flush=True)
+
+    def speedup(kind: str) -> float:
+        return next(
+            r["speedup"] for r in steps if (r["network"], r["step"], r["variant"]) == ("paper-type", kind, "ours")
+        )
+
+    peak = {r["variant"]: r["peak_gb"] for r in memory if r["network"] == "paper-type"}
+    return result | {
+        "sampling_step_speedup": speedup("sampling"),
+        "training_step_speedup": speedup("training"),
+        "memory_ratio": peak["ours"] / peak["as published"],
+        "steps": steps,
+        "memory": memory,
+        "images_per_second": rates,
+    }
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="A tiny network and single repeats: a test of this program.")] = False,
+    memory_of: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Measure, print the tables, and write results/bench/DEVICE.json (not with --quick)."""
+    if memory_of:
+        network, name = memory_of.split(":")
+        report_memory(next(case for case in cases(quick) if case.name == network), TRAINING[name])
+        return
+    result = bench(quick)
+    for name in ("steps", "memory", "images_per_second"):
+        print(f"\n{name}\n{markdown(result[name])}")
+    print("\n" + json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}, indent=2))
+    if not quick:
+        slug = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
+        write_json(RESULTS / "bench" / f"{slug}.json", result)
+
+
+if __name__ == "__main__":
+    typer.run(main)
