@@ -1,4 +1,4 @@
-# make reproduce | test | lab | lint | lock; each makes .venv from requirements.lock when it is missing or older.
+# make reproduce | test | bench | lab | lint | lock; each makes .venv from requirements.lock when it is missing or older.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ DATA ?= phantom
 RUN ?=
 SEED ?= 0
 
-.PHONY: install notebooks reproduce test lab lint lock
+.PHONY: install notebooks reproduce test bench lab lint lock
 
 install: $(READY)
 
@@ -33,6 +33,10 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 600 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg -W default notebooks
+
+# The published computation against ours, on this machine; nothing else should run beside it.
+bench: $(READY)
+	$(BIN)/python -m benchmarks.bench
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -40,8 +40,8 @@ class PlainSpadeResBlock(SpadeResBlock):
 class PlainAttentionBlock(AttentionBlock):
     def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor) -> Tensor:
         b, c, *size = x.shape
-        x, d = x.reshape(b, c, -1), self.head_channels
-        qkv = self.qkv(self.norm(x))
+        normalised, x, d = self.norm(x).reshape(b, c, -1), x.reshape(b, c, -1), self.head_channels
+        qkv = self.qkv(normalised)
         q, k, v = (part.reshape(b * c // d, d, -1) for part in qkv.chunk(3, dim=1))
         scale = 1 / math.sqrt(math.sqrt(d))
         weight = torch.softmax(torch.einsum("bct,bcs->bts", q * scale, k * scale), dim=-1)

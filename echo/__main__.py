@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -20,12 +22,34 @@ ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
 Stage = StrEnum("Stage", ["data", "diffusion", "generation", "segmentation", "tables"])
 
 
+StudyName = StrEnum("StudyName", ["sampler"])
+ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
+DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')]
+RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What a user can mend is one line and exit status 1; an interruption is 130."""
+    from echo.reproduce import NotebookError
+
+    try:
+        yield
+    except (NotebookError, ValueError, FileNotFoundError, FloatingPointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as stopped:
+        typer.echo(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def reproduce(
-    profile: Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")] = ProfileName.laptop,
-    data: Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')] = "phantom",
-    run: Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    profile: ProfileOption = ProfileName.laptop,
+    data: DataOption = "phantom",
+    run: RunOption = "",
+    seed: SeedOption = 0,
     only: Annotated[Stage | None, typer.Option(help="One stage alone; those before it must be finished.")] = None,
 ) -> None:
     """Run the notebooks from raw frames to the Dice table. Called again, it resumes: finished stages are skipped."""
@@ -33,24 +57,32 @@ def reproduce(
 
     # A request to end stops the kernel too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with plain_errors():
         folder = pipeline.reproduce(profile.value, data, run, seed, only.value if only else None)
-    except (pipeline.NotebookError, ValueError, FileNotFoundError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
     if only in (None, Stage.tables):
         typer.echo(pipeline.summary(folder))
 
 
 @app.command()
+def study(
+    name: Annotated[StudyName, typer.Argument(help="sampler: quality against steps and guidance (notebook 06).")],
+    profile: ProfileOption = ProfileName.laptop,
+    data: DataOption = "phantom",
+    run: RunOption = "",
+    seed: SeedOption = 0,
+) -> None:
+    """Run a study's notebook on a finished run. Called again, it resumes."""
+    from echo import reproduce as pipeline
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with plain_errors():
+        folder = pipeline.reproduce(profile.value, data, run, seed, name.value)
+    typer.echo(folder / pipeline.STUDIES[name.value][0])
+
+
+@app.command()
 def train(
-    profile: Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")] = ProfileName.laptop,
-    data: Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')] = "phantom",
-    run: Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    profile: ProfileOption = ProfileName.laptop, data: DataOption = "phantom", run: RunOption = "", seed: SeedOption = 0
 ) -> None:
     """Train the diffusion model without a notebook, preparing its data first. Called again, it resumes.
 
@@ -58,15 +90,9 @@ def train(
     """
     from echo import reproduce as pipeline
 
-    try:
+    with plain_errors():
         opened = pipeline.open_run(profile.value, data, run, seed, recompute=True)
         pipeline.diffusion_stage(opened)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt as stopped:
-        typer.echo(f"interrupted: {stopped}; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":
         typer.echo(opened.folder / "diffusion")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from skimage.io import imread, imsave
 
 from echo.augment import augment
-from echo.config import VIEW_PHASES, Profile
+from echo.config import PAPER, VIEW_PHASES, Profile
 from echo.dataset import Frames
 from echo.device import autocast, get_device
 from echo.labels import one_hot, sector_of, to_camus, to_sdm
@@ -52,6 +52,23 @@ def paint(
     with autocast(training.precision, unet.device):
         images = pipeline(one_hot(sdm_labels), labels, seeds=seeds, **settings)
     return (images.mean(1) * 255).round().to(torch.uint8).numpy()
+
+
+def paint_released(
+    checkpoint: str | Path, sdm_labels: NDArray[np.uint8], seeds: list[int], **options
+) -> NDArray[np.uint8]:
+    """Echoes uint8 (B, S, S) for SDM label maps (B, S, S), by one of the authors' checkpoints; S is 256 for theirs.
+
+    Args:
+        checkpoint: `ema_0.9999_050000_*.pt`; there is one for each view and phase.
+        options: as for `paint`; by default the paper's 1000 steps of DDPM.
+
+    Raises:
+        ValueError: when the file is not such a checkpoint.
+    """
+    unet = SemanticUNet.from_released(checkpoint, image_size=sdm_labels.shape[-1])
+    unet.to(get_device(), memory_format=torch.channels_last)
+    return paint(unet, PAPER, sdm_labels, np.zeros(len(sdm_labels), int), seeds, **options)
 
 
 def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> tuple[NDArray[np.uint8], int]:

@@ -25,7 +25,7 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
-from echo import camus, dataset, figures, generate, segmenter, tables, training
+from echo import camus, dataset, figures, generate, segmenter, study, tables, training
 from echo.config import Profile, get_profile
 from echo.device import get_device, peak_memory_gb, training_processes
 from echo.paths import FIGURES, REPOSITORY, RESULTS, atomic, begin, digest, finish, is_done, read_json, write_json
@@ -38,6 +38,8 @@ STAGES = {
     "segmentation": ("segmenter", "04_segmentation"),
     "tables": ("tables", "05_dice_tables"),
 }
+# Studies beside the pipeline, which start from a finished run.
+STUDIES = {"sampler": ("sampler_study", "06_sampler_study")}
 TRAINING_SETS = ("real", "synthetic")
 PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
 DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
@@ -106,7 +108,7 @@ def only_one(run: Run) -> FileLock:
 
 def home_of(run: Run, name: str) -> Path:
     """The folder of a stage."""
-    return (run.data_home if name == "data" else run.folder) / STAGES[name][0]
+    return (run.data_home if name == "data" else run.folder) / (STAGES | STUDIES)[name][0]
 
 
 def inputs_of(run: Run, name: str) -> str:
@@ -119,7 +121,7 @@ def inputs_of(run: Run, name: str) -> str:
     if name == "data":
         return digest(raw_data(run).digest(), p.image_size)
     names = list(STAGES)
-    before = names[names.index(name) - 1]
+    before = names[names.index(name) - 1] if name in STAGES else "segmentation"
     if not is_done(home_of(run, before)):
         notebook = STAGES[before][1]
         raise FileNotFoundError(f"{home_of(run, before)}: stage {before} is not finished; run notebook {notebook}")
@@ -128,6 +130,7 @@ def inputs_of(run: Run, name: str) -> str:
         "generation": (p.augmentation, p.generation),
         "segmentation": (p.segmenter,),
         "tables": (),
+        "sampler": (study.SETTINGS, study.GUIDANCE),
     }[name]
     return digest(read_json(home_of(run, before) / "inputs.json"), run.seed, *map(repr, settings))
 
@@ -292,6 +295,19 @@ def tables_stage(run: Run) -> None:
             temporary.write_text(tables.markdown(tables.comparison(dice)) + "\n")
 
 
+def sampler_study_stage(run: Run) -> None:
+    """Judge each sampler, number of steps and guidance scale on the validation patients' label maps."""
+    with stage(run, "sampler") as work:
+        if work:
+            models = generate.load_models(run.folder / "diffusion", run.profile)
+            file = home_of(run, "sampler") / "settings.csv"
+            validation = data_stage(run)[1]
+            study.sampler_study(models, validation, load_segmenter(run, "real"), run.profile, file, run.seed)
+            real = study.references(*data_stage(run), load_segmenter(run, "real"))
+            with atomic(file.with_name("references.csv")) as temporary:
+                real.to_frame("value").to_csv(temporary, index_label="measure", float_format="%.6g")
+
+
 def keep(run: Run, figure: Figure, name: str) -> None:
     """Save a figure with the run; nothing when only an extract is shown."""
     if run.recompute:
@@ -329,7 +345,7 @@ class NotebookError(RuntimeError):
 
 
 def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str | None = None) -> Path:
-    """Execute the notebooks of all stages (or one) into a run folder, and return it.
+    """Execute the notebooks of all stages, or of one stage or study, into a run folder, and return it.
 
     Raises:
         NotebookError: naming the notebook, the cell and the file that holds the partial output.
@@ -357,7 +373,7 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
         {"KernelManager": {"transport": "ipc", "ip": str(Path(tempfile.mkdtemp(prefix="echo-")) / "kernel")}}
     )
     for name in [only] if only else STAGES:
-        notebook = STAGES[name][1]
+        notebook = (STAGES | STUDIES)[name][1]
         output = target / f"{notebook}.ipynb"
         if name != "data":
             inputs_of(opened, name)  # a missing earlier stage is named before the notebook starts
@@ -402,6 +418,7 @@ def publish(folder: Path) -> list[Path]:
     """
     phantom = read_json(folder / "manifest.json")["data"]["source"] == "phantom"
     keep = [folder / "manifest.json", *folder.glob("*/*/log.csv"), folder / "synthetic" / "manifest.csv"]
+    keep += folder.glob("sampler_study/*.csv")
     keep += folder.glob("diffusion/*/model/*") if phantom else []
     keep += folder.glob("segmenter/*/model.safetensors") if phantom else []
     copies = {path: RESULTS / folder.name / path.relative_to(folder) for path in keep}

@@ -38,7 +38,7 @@ class Normalise(torch.autograd.Function):
 
         def mean(z: Tensor) -> Tensor:
             """Of each group, (B, groups, 1)."""
-            return z.sum((2, 3), dtype=torch.float32).view(b, rstd.shape[1], -1).mean(2, keepdim=True) / (h * w)
+            return z.sum((2, 3)).float().view(b, rstd.shape[1], -1).mean(2, keepdim=True) / (h * w)
 
         def each(z: Tensor) -> Tensor:
             """Of a group's value (B, groups, 1), each channel's (B, C, 1, 1)."""
@@ -76,10 +76,9 @@ class Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1]).float()
+        flat = gradient.reshape(-1, gradient.shape[-1])
         total = flat.new_zeros(ctx.rows, flat.shape[1])
-        total.scatter_add_(0, index.reshape(-1, 1).expand_as(flat), flat)
-        return total.to(gradient.dtype), None
+        return total.scatter_add_(0, index.reshape(-1, 1).expand_as(flat), flat), None
 
 
 def distinct(grid: Tensor, base: int, offsets: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -123,7 +122,8 @@ class LabelPatches:
         one_hot = bool(((y == 0) | (y == 1)).all()) and y.sum(1).max() <= 1
         if not one_hot or min(y.shape[2:]) < 2 or base**9 >= 2**63:
             return None
-        labels = torch.where(y.amax(1) > 0, y.argmax(1) + 1, 0)  # 0: no label, as outside the image
+        classes = torch.arange(1, base, dtype=y.dtype, device=y.device)
+        labels = torch.tensordot(y, classes, dims=([1], [0])).long()  # 0: no label, as outside the image
         keys, small = distinct(F.pad(labels, (1, 1, 1, 1)), base, (0, 1, 2))
         outside = len(keys)
         if outside >= MOST_PATCHES:

@@ -189,8 +189,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         super().__init__()
         if image_size % 2 ** (len(channel_mult) - 1):
             raise ValueError(f"image_size {image_size} is not divisible by 2 ** {len(channel_mult) - 1}")
-        # Whether SPADE is computed once for each different label patch (`LabelPatches`), or by convolution: None means
-        # the former on a CPU, where it is many times faster, and the latter on a GPU, which it would make wait.
+        # Whether SPADE is computed once for each different label patch (`LabelPatches`), or by convolution. None means
+        # the former on a CPU where SPADE is wide, and so most of the work; on a GPU it would make the device wait.
         self.patchwise: bool | None = None
         self.gradient_checkpointing = False  # set by `enable_gradient_checkpointing`
         self.conditioned: Tensor | LabelPatches | None = None
@@ -274,7 +274,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
     def prepared(self, label_map: Tensor) -> Tensor | LabelPatches:
         """The label map (B, K, H, W) as the SPADE layers of this network, on this device, take it."""
-        patchwise = label_map.device.type == "cpu" if self.patchwise is None else self.patchwise
+        pays = label_map.device.type == "cpu" and self.config.spade_hidden >= 64
+        patchwise = pays if self.patchwise is None else self.patchwise
         return LabelPatches(label_map) if patchwise else label_map
 
     @contextmanager

@@ -6,12 +6,14 @@ import re
 import nbformat
 import papermill
 import pytest
+import torch
 from conftest import REPOSITORY
 
 from echo import __version__, reproduce
 
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"profile": "laptop", "data": "phantom", "run": "", "seed": 0, "recompute": False}
+OWN_PARAMETERS = {"03_generation": {"checkpoint": ""}}
 
 
 @pytest.fixture(params=PATHS, ids=lambda p: p.stem)
@@ -24,12 +26,12 @@ def code_cells(notebook):
 
 
 def test_every_stage_has_its_notebook():
-    assert {name for _folder, name in reproduce.STAGES.values()} <= {p.stem for p in PATHS}
+    assert {name for _folder, name in (reproduce.STAGES | reproduce.STUDIES).values()} <= {p.stem for p in PATHS}
     readme = (REPOSITORY / "README.md").read_text()
     assert all(f"notebooks/{p.name}" in readme for p in PATHS)
 
 
-def test_fixed_opening(notebook):
+def test_fixed_opening(notebook, request):
     title, setup = notebook.cells[0].source, notebook.cells[1].source
     assert re.match(r"# \d\d · ", title)
     assert "**Claim.**" in title
@@ -39,14 +41,14 @@ def test_fixed_opening(notebook):
     assert imports.outputs[0].text == f"echo {__version__}\n"
     assert parameters.metadata.tags == ["parameters"]
     assigned = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(parameters.source).body}
-    assert assigned == PARAMETERS
+    assert assigned == PARAMETERS | OWN_PARAMETERS.get(request.node.callspec.id, {})
     assert all("#" in line for line in parameters.source.splitlines())  # each knob is explained
 
 
 def test_parameters_that_reproduce_gives_exist():
-    for _folder, name in reproduce.STAGES.values():
+    for _folder, name in (reproduce.STAGES | reproduce.STUDIES).values():
         known = papermill.inspect_notebook(REPOSITORY / "notebooks" / f"{name}.ipynb")
-        assert set(known) == set(PARAMETERS)
+        assert set(PARAMETERS) <= set(known)
 
 
 def test_committed_state_is_a_clean_run(notebook):
@@ -70,3 +72,21 @@ def test_prose_leads_somewhere(notebook):
         assert link.startswith("http") or (REPOSITORY / "notebooks" / link).exists(), link
     assert "**Change this and run again" in notebook.cells[-1].source
     assert len(re.findall(r"^\*\*Change", prose, re.M)) == 1
+
+
+def test_a_released_checkpoint_paints_in_notebook_03(tmp_path):
+    from echo.unet import SemanticUNet
+
+    torch.manual_seed(0)
+    tiny = SemanticUNet(
+        image_size=256, model_channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1, attention_resolutions=()
+    )
+    torch.save(tiny.to_released(), tmp_path / "ema_0.9999_050000_test.pt")
+    output = tmp_path / "out.ipynb"
+    parameters = {"checkpoint": str(tmp_path / "ema_0.9999_050000_test.pt")}
+    papermill.execute_notebook(
+        REPOSITORY / "notebooks" / "03_generation.ipynb", output, parameters, kernel_name="python3",
+        cwd=REPOSITORY / "notebooks", progress_bar=False,
+    )  # fmt: skip
+    (cell,) = [c for c in nbformat.read(output, as_version=4).cells if "paint_released" in c.source]
+    assert any("image/png" in o.get("data", {}) for o in cell.outputs)

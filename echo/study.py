@@ -1,0 +1,92 @@
+"""Studies beside the pipeline: what sampler, steps and guidance do to the images, by a segmenter of real ones."""
+
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from monai.networks.nets import UNet
+
+from echo.config import Profile
+from echo.dataset import Frames
+from echo.generate import paint
+from echo.labels import STRUCTURES
+from echo.metrics import features, frame_dice, frechet_distance, kernel_distance, ms_ssim
+from echo.paths import atomic
+from echo.segmenter import predict
+from echo.unet import SemanticUNet
+
+SAMPLERS = ("ddim", "dpm++", "unipc", "heun", "ddpm")
+STEPS = (5, 10, 25, 50, 100)
+GUIDANCE = (1.0, 1.25, 1.5, 2.0, 3.0)
+SETTINGS = [(s, n, 1.0) for s, n in product(SAMPLERS, STEPS)] + [("ddpm", 1000, 1.0)]
+
+
+def guidance_settings(profile: Profile) -> list[tuple[str, int, float]]:
+    """Sampler, steps and guidance scale of the sweep of guidance: the profile's own sampler."""
+    return [(profile.generation.scheduler, profile.generation.num_inference_steps, scale) for scale in GUIDANCE]
+
+
+def judge(painted: np.ndarray, frames: Frames, segmenter: UNet) -> dict[str, float]:
+    """What a segmenter trained on real images finds in synthetic ones, uint8 (2, N, S, S): two for each of N frames.
+
+    Label fidelity: Dice in % of its label maps against those the images were painted for. Realism: Frechet and kernel
+    distance of its features to those of the frames' own real images. Diversity: MS-SSIM of the two images of one label
+    map, lower being more diverse.
+    """
+    both = painted.reshape(-1, *painted.shape[2:])
+    dice = frame_dice(predict(segmenter, both), np.concatenate([frames.labels] * len(painted))).mean() * 100
+    found, real = features(segmenter, both), features(segmenter, frames.images)
+    return dice.to_dict() | {
+        "mean Dice": dice.mean(),
+        "frechet_distance": frechet_distance(found, real),
+        "kernel_distance": kernel_distance(found, real),
+        "ms_ssim": float(ms_ssim(*painted).mean()),
+    }
+
+
+def sampler_study(
+    models: dict[int, SemanticUNet], frames: Frames, segmenter: UNet, profile: Profile, file: Path, seed: int
+) -> pd.DataFrame:
+    """Paint two images for every frame's label map by each sampler, number of steps and guidance scale; judge them.
+
+    Rows are written to `file` (CSV) as they are made, and those there are kept. `seconds_per_image` is of this
+    machine, in the batches of the profile.
+    """
+    rows = pd.read_csv(file).to_dict("records") if file.exists() else []
+    done = {(r["sampler"], r["steps"], r["guidance_scale"]) for r in rows}
+    classes, size = frames.index["class_label"].to_numpy(), profile.generation.batch_size
+    for setting in dict.fromkeys(SETTINGS + guidance_settings(profile)):
+        if setting in done:
+            continue
+        sampler, steps, scale = setting
+        options = {"scheduler": sampler, "num_inference_steps": steps, "guidance_scale": scale}
+        painted = np.zeros((2, *frames.images.shape), np.uint8)
+        clock = time.perf_counter()
+        for k, class_label in product(range(2), np.unique(classes)):
+            places = np.flatnonzero(classes == class_label)
+            for first in range(0, len(places), size):
+                take = places[first : first + size]
+                seeds = (seed + 2 * take + k).tolist()
+                painted[k, take] = paint(
+                    models[class_label], profile, frames.sdm_labels[take], classes[take], seeds, **options
+                )
+        seconds = (time.perf_counter() - clock) / (2 * len(frames))
+        row = {"sampler": sampler, "steps": steps, "guidance_scale": scale, "seconds_per_image": seconds}
+        rows.append(row | judge(painted, frames, segmenter))
+        with atomic(file) as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g")
+        print(
+            f"{sampler}, {steps} steps, guidance {scale}: {rows[-1]['mean Dice']:.1f} % Dice, {seconds:.3f} s an image"
+        )
+    return pd.DataFrame(rows)
+
+
+def references(training: Frames, frames: Frames, segmenter: UNet) -> pd.Series:
+    """What `judge` says of real images: Dice in % of the frames' own, distances of other patients' images (as many)."""
+    dice = frame_dice(predict(segmenter, frames.images), frames.labels).mean() * 100
+    others = training.images[np.linspace(0, len(training) - 1, min(len(training), 2 * len(frames))).astype(int)]
+    found, real = features(segmenter, others), features(segmenter, frames.images)
+    distances = {"frechet_distance": frechet_distance(found, real), "kernel_distance": kernel_distance(found, real)}
+    return pd.Series(dice[list(STRUCTURES)].to_dict() | {"mean Dice": dice.mean()} | distances)

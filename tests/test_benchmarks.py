@@ -1,0 +1,51 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from golden import tiny_inputs, tiny_unet
+
+from benchmarks.baseline import ours, plain
+from benchmarks.bench import SAMPLERS, SAMPLING, TRAINING
+from echo.unet import AttentionBlock
+
+
+def test_the_baseline_computes_the_same():
+    unet, inputs = tiny_unet(), tiny_inputs()
+    call = inputs["epsilon"], inputs["t"], inputs["label_map"]
+    with torch.no_grad():
+        fast = unet(*call).sample
+        unet.patchwise = False
+        plain(unet)
+        slow = unet(*call).sample
+        assert type(unet.middle_block[1]) is not AttentionBlock
+        ours(unet)
+        unet.patchwise = None
+        assert torch.equal(fast, unet(*call).sample)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+def test_quick_bench_measures_every_row():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench", "--quick"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    facts = json.loads(done.stdout[done.stdout.index("\n{") :])
+    assert all(facts[key] > 0 for key in ("training_step_speedup", "sampling_step_speedup", "memory_ratio"))
+    assert set(facts["ceilings_tflops"]) == {
+        f"{kind} {dtype}" for kind in ("matmul", "convolution") for dtype in ("float32", "bfloat16")
+    }
+    for name in (*TRAINING, *SAMPLING, *SAMPLERS, "ddpm"):
+        assert f"| {name} |" in done.stdout
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "results" / "bench").glob("*.json")), ids=lambda p: p.stem)
+def test_the_readme_says_what_was_measured(file):
+    facts = json.loads(file.read_text())
+    table = (REPOSITORY / "README.md").read_text()
+    for row in facts["steps"]:
+        if row["variant"] == "ours":
+            cells = [row["network"], f"{row['step']} step", f"{row['speedup']:.1f}"]
+            assert any(all(cell in line for cell in cells) for line in table.splitlines()), cells
