@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baseline import ours, plain
-from echo.config import CPU, SMOKE
+from echo.config import CPU, PAPER, SMOKE
 from echo.dataset import open_data, read_frames
 from echo.device import autocast, get_device, peak_memory_gb, supported_precision
 from echo.diffusion import build_unet, cosine_schedule, diffusion_loss, q_sample
@@ -263,6 +263,32 @@ def report_memory(case: Case, variant: Variant) -> None:
     print(peak_memory_gb(device) - before)
 
 
+def paper_estimate(batch: int = 12) -> dict[str, float]:
+    """Memory in GB that training the paper's configuration takes on a GPU, counted without one.
+
+    Weights, gradients, two moments and the average in float32 and a half-precision copy of the weights; activations
+    as autograd keeps them on a dry run without data, in half precision. What kernels use while they work comes on top.
+    """
+    kept = {}
+    with torch.device("meta"):
+        unet = build_unet(PAPER).bfloat16()
+        x, y = (torch.empty(1, k, PAPER.image_size, PAPER.image_size, dtype=torch.bfloat16) for k in (3, 5))
+        t = torch.empty(1, dtype=torch.long)
+    own = {p.untyped_storage()._cdata for p in unet.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        unet(x, t, y)
+    weights = sum(p.numel() for p in unet.parameters()) * (5 * 4 + 2) / 1e9
+    activations = sum(storage.nbytes() for storage in kept.values()) / 1e9
+    return {"batch": batch, "weights_gb": weights, "activations_gb": batch * activations}
+
+
 def markdown(rows: list[dict]) -> str:
     """Rows as a Markdown table."""
     table = pd.DataFrame(rows)
@@ -318,6 +344,7 @@ def bench(quick: bool = False) -> dict:
         "steps": steps,
         "memory": memory,
         "images_per_second": rates,
+        "paper_training_estimate": paper_estimate(),
     }
 
 

@@ -96,6 +96,15 @@ class SegmenterConfig:
 
 
 @dataclass(frozen=True)
+class StudyConfig:
+    """What the sampler study compares (notebook 06): network evaluations, DDPM's most, guidance scales."""
+
+    steps: tuple[int, ...] = (5, 10, 25, 50, 100)
+    ddpm_steps: int = 1000
+    guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
 class Profile:
     """One size of the whole experiment."""
 
@@ -108,6 +117,7 @@ class Profile:
     augmentation: AugmentationConfig = AugmentationConfig()
     generation: GenerationConfig = GenerationConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
+    study: StudyConfig = StudyConfig()
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -185,6 +195,7 @@ SMOKE = replace(
     training=replace(LAPTOP.training, steps=12, batch_size=4, warmup_steps=2, validate_every=6),
     generation=replace(LAPTOP.generation, images=8, validation_images=4, num_inference_steps=2, batch_size=4),
     segmenter=replace(LAPTOP.segmenter, channels=(8, 16, 32), steps=12, batch_size=4, validate_every=6),
+    study=StudyConfig(steps=(1, 2), ddpm_steps=3, guidance=(1.0, 2.0)),
 )
 
 GPU = replace(
@@ -201,7 +212,15 @@ GPU = replace(
         spade_hidden=128,
         norm_groups=32,
     ),
-    training=replace(CPU.training, steps=12_000, batch_size=64, warmup_steps=500, ema_decay=0.999, validate_every=500),
+    training=replace(
+        CPU.training,
+        steps=12_000,
+        batch_size=64,
+        warmup_steps=500,
+        ema_decay=0.999,
+        label_dropout=0.1,
+        validate_every=500,
+    ),
     generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=50, batch_size=128),
     segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=6000, batch_size=32, seeds=3),
 )

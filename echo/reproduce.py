@@ -130,7 +130,7 @@ def inputs_of(run: Run, name: str) -> str:
         "generation": (p.augmentation, p.generation),
         "segmentation": (p.segmenter,),
         "tables": (),
-        "sampler": (study.SETTINGS, study.GUIDANCE),
+        "sampler": (p.study,),
     }[name]
     return digest(read_json(home_of(run, before) / "inputs.json"), run.seed, *map(repr, settings))
 

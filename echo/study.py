@@ -18,14 +18,14 @@ from echo.segmenter import predict
 from echo.unet import SemanticUNet
 
 SAMPLERS = ("ddim", "dpm++", "unipc", "heun", "ddpm")
-STEPS = (5, 10, 25, 50, 100)
-GUIDANCE = (1.0, 1.25, 1.5, 2.0, 3.0)
-SETTINGS = [(s, n, 1.0) for s, n in product(SAMPLERS, STEPS)] + [("ddpm", 1000, 1.0)]
 
 
-def guidance_settings(profile: Profile) -> list[tuple[str, int, float]]:
-    """Sampler, steps and guidance scale of the sweep of guidance: the profile's own sampler."""
-    return [(profile.generation.scheduler, profile.generation.num_inference_steps, scale) for scale in GUIDANCE]
+def settings(profile: Profile) -> list[tuple[str, int, float]]:
+    """What to compare: (sampler, steps, guidance scale). Guidance is swept for the profile's own sampler and steps."""
+    config, own = profile.study, profile.generation
+    fast = [(sampler, steps, 1.0) for sampler, steps in product(SAMPLERS, config.steps)]
+    guided = [(own.scheduler, own.num_inference_steps, scale) for scale in config.guidance]
+    return list(dict.fromkeys([*fast, ("ddpm", config.ddpm_steps, 1.0), *guided]))
 
 
 def judge(painted: np.ndarray, frames: Frames, segmenter: UNet) -> dict[str, float]:
@@ -57,7 +57,7 @@ def sampler_study(
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
     done = {(r["sampler"], r["steps"], r["guidance_scale"]) for r in rows}
     classes, size = frames.index["class_label"].to_numpy(), profile.generation.batch_size
-    for setting in dict.fromkeys(SETTINGS + guidance_settings(profile)):
+    for setting in settings(profile):
         if setting in done:
             continue
         sampler, steps, scale = setting

@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 from golden import tiny_inputs, tiny_unet
 
 from benchmarks.baseline import ours, plain
-from benchmarks.bench import SAMPLERS, SAMPLING, TRAINING
+from benchmarks.bench import SAMPLERS, SAMPLING, TRAINING, paper_estimate
 from echo.unet import AttentionBlock
 
 
@@ -25,6 +25,13 @@ def test_the_baseline_computes_the_same():
         unet.patchwise = None
         assert torch.equal(fast, unet(*call).sample)
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+def test_the_papers_training_fits_80_gb_at_its_batch():
+    one, twelve = paper_estimate(1), paper_estimate(12)
+    assert one["weights_gb"] == twelve["weights_gb"] == pytest.approx(652.2e6 * 22 / 1e9, rel=1e-3)
+    assert twelve["activations_gb"] == pytest.approx(12 * one["activations_gb"])
+    assert 40 < twelve["weights_gb"] + twelve["activations_gb"] < 80
 
 
 def test_quick_bench_measures_every_row():

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -105,6 +106,42 @@ def test_missing_stage_and_unknown_names_are_named(tmp_path):
 
 def echo_command(*words: object) -> list[str]:
     return [sys.executable, "-m", "echo", *map(str, words)]
+
+
+def test_sampler_study_starts_from_a_finished_run(finished, tmp_path):
+    copy = tmp_path / finished.name
+    shutil.copytree(finished, copy)
+    command = echo_command("study", "sampler", "--profile", "smoke", "--run", copy, "--seed", 3)
+    subprocess.run(command, check=True, capture_output=True)
+    table = pd.read_csv(copy / "sampler_study" / "settings.csv")
+    assert set(table["sampler"]) == {"ddim", "dpm++", "unipc", "heun", "ddpm"}
+    assert set(table.loc[table["guidance_scale"] > 1, "sampler"]) == {"ddim"}
+    names = ("samplers", "quality_against_time", "guidance", "guidance_sweep")
+    assert all((copy / "figures" / f"{name}.png").exists() for name in names)
+    assert read_json(copy / "manifest.json")["stages"]["sampler"]["finished"]
+
+    (copy / "segmenter" / "done").unlink()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "stage segmentation is not finished; run notebook 04_segmentation" in done.stderr
+
+
+def test_train_command_does_what_notebook_02_does(finished, tmp_path):
+    command = echo_command("train", "--profile", "smoke", "--run", tmp_path / "run", "--seed", 3)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    name = "diffusion/all/model/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_notebook_trains_in_several_processes(finished, tmp_path, monkeypatch):
+    copy = tmp_path / finished.name
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "diffusion")
+    monkeypatch.setenv("ECHO_PROCESSES", "2")
+    reproduce.reproduce("smoke", "phantom", str(copy), seed=3, only="diffusion")
+    logs = [pd.read_csv(folder / "diffusion" / "all" / "log.csv") for folder in (finished, copy)]
+    np.testing.assert_allclose(logs[1]["loss"], logs[0]["loss"], rtol=1e-2)  # two halves round otherwise in bfloat16
+    assert (copy / "diffusion" / "done").exists()
 
 
 def test_help_explains_every_option():

@@ -16,13 +16,13 @@ def judge(smoke):
 
 
 def test_study_resumes_and_covers_every_setting(frames, smoke, random_unet, judge, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "SETTINGS", [("ddim", 1, 1.0), ("ddim", 2, 1.0), ("heun", 3, 1.0)])
-    monkeypatch.setattr(study, "GUIDANCE", (1.0, 2.0))
+    monkeypatch.setattr(study, "SAMPLERS", ("ddim", "heun"))
     profile = replace(smoke, generation=replace(smoke.generation, num_inference_steps=2, batch_size=3))
     models, file = dict.fromkeys(range(4), random_unet), tmp_path / "settings.csv"
     table = study.sampler_study(models, frames["validation"], judge, profile, file, seed=0)
     keys = ["sampler", "steps", "guidance_scale"]
-    expected = [("ddim", 1, 1.0), ("ddim", 2, 1.0), ("heun", 3, 1.0), ("ddim", 2, 2.0)]
+    expected = [("ddim", 1, 1.0), ("ddim", 2, 1.0), ("heun", 1, 1.0), ("heun", 2, 1.0), ("ddpm", 3, 1.0)]
+    expected += [("ddim", 2, 2.0)]
     assert list(table[keys].itertuples(index=False, name=None)) == expected
     assert np.isfinite(table.drop(columns="sampler").to_numpy(float)).all()
     assert (table["seconds_per_image"] > 0).all()
