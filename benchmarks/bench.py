@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import typer
 from diffusers.training_utils import EMAModel
@@ -34,11 +36,11 @@ from echo.diffusion import build_unet, cosine_schedule, diffusion_loss, q_sample
 from echo.labels import one_hot
 from echo.paths import RESULTS, write_json
 from echo.reproduce import device_name
-from echo.sampler import SemanticDiffusionPipeline, make_scheduler
+from echo.sampler import SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
 from echo.spade import GroupNorm
 from echo.unet import AttentionBlock, SemanticUNet
 
-SAMPLERS = ("ddim", "dpm++", "unipc", "heun")
+FAST = tuple(name for name in SCHEDULERS if name != "ddpm")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Case:
 
 def cases(quick: bool) -> list[Case]:
     """The compact network of the cpu profile, and one of the paper's type: 64 channels at 128 px, 46 M parameters."""
-    scale = 16 if get_device().type == "cuda" else 1
+    scale = 1
+    if get_device().type == "cuda":
+        scale = 16 if torch.cuda.mem_get_info()[1] > 60e9 else 4
     if quick:
         tiny = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (16,)}
         return [Case("paper-type", 32, 2, 2, tiny | {"head_channels": 32})]
@@ -82,6 +86,7 @@ class Variant:
     attention: bool = True
     fused: bool = True  # optimiser and average
     checkpointing: bool = False
+    compiled: bool = False
 
 
 BASELINE = Variant(*[False] * 7)
@@ -96,6 +101,7 @@ TRAINING = {
     "ours, optimiser not fused": Variant(fused=False),
     "ours, gradient checkpointing": Variant(checkpointing=True),
 }
+COMPILED = {"ours, torch.compile": Variant(compiled=True)}  # takes minutes, so only when asked for
 SAMPLING = {
     "as published": BASELINE,
     "ours": Variant(),
@@ -106,6 +112,9 @@ SAMPLING = {
     "ours, PyTorch's GroupNorm": Variant(norm=False),
     "ours, einsum attention": Variant(attention=False),
 }
+
+
+AMORTISED = "ours, mean of 25 steps with the first"
 
 
 def prepare(unet: SemanticUNet, variant: Variant) -> None:
@@ -151,14 +160,15 @@ def training_step(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant) -
     """A training step: forward, loss, backward, clipping, optimiser, average."""
     prepare(unet, variant)
     x_0, x_t, epsilon, t, y, classes = inputs(case, unet, y, case.training_batch)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=variant.fused, foreach=not variant.fused)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=variant.fused or None)
     ema = EMAModel(unet.parameters(), foreach=variant.fused)
     ema.to(y.device)
     schedule = cosine_schedule()
+    network = torch.compile(unet) if variant.compiled else unet
 
     def step() -> None:
         with precision(variant):
-            output = unet(x_t, t, y, classes).sample
+            output = network(x_t, t, y, classes).sample
         diffusion_loss(schedule, output.float(), x_0, x_t, epsilon, t, "epsilon").mean().backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -174,8 +184,8 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(step: Callable[[], None], repeats: int) -> list[float]:
-    """Times of a step, after one that warms up."""
+def seconds(step: Callable[[], None], repeats: int, warm_up: int = 1) -> list[float]:
+    """Times of a step, after those that warm up."""
     times = []
     for _ in range(repeats + 1):
         synchronize()
@@ -183,26 +193,37 @@ def seconds(step: Callable[[], None], repeats: int) -> list[float]:
         step()
         synchronize()
         times.append(time.perf_counter() - clock)
-    return times[1:]
+    return times[warm_up:]
 
 
-def sampling_times(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, repeats: int) -> list[float]:
-    """Times of a sampling step: one evaluation of the network, as the pipeline makes it."""
+def sampling_times(
+    case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, repeats: int
+) -> tuple[list[float], list[float]]:
+    """Times of a sampling step, one evaluation of the network as the pipeline makes it: of those after the first, and
+    of the mean one of 25, the first with it, which alone computes SPADE where that is held."""
     prepare(unet, variant)
     _, x_t, _, t, y, classes = inputs(case, unet, y, case.sampling_batch)
-    with torch.no_grad(), precision(variant), unet.conditioning(y) if variant.held else nullcontext():
-        return seconds(lambda: unet(x_t, t, y, classes), repeats)
+
+    def run() -> list[float]:
+        with torch.no_grad(), precision(variant), unet.conditioning(y) if variant.held else nullcontext():
+            return seconds(lambda: unet(x_t, t, y, classes), repeats, warm_up=0)
+
+    run()
+    first, *later = run()
+    return later, [(first + 24 * statistics.median(later)) / 25]
 
 
-def flops(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant) -> float:
-    """Floating-point operations of a forward pass of one image."""
+def flops(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, kind: str) -> float:
+    """Floating-point operations of a step: a backward pass counts as two forward passes, one of optimisers as none."""
     prepare(unet, variant)
-    _, x_t, _, t, y, classes = inputs(case, unet, y, 1)
-    with torch.no_grad(), unet.conditioning(y) if variant.held else nullcontext():
+    sampling = kind == "sampling"
+    n = case.sampling_batch if sampling else case.training_batch
+    _, x_t, _, t, y, classes = inputs(case, unet, y, n)
+    with torch.no_grad(), unet.conditioning(y) if sampling and variant.held else nullcontext():
         unet(x_t, t, y, classes)
         with FlopCounterMode(display=False) as counter:
             unet(x_t, t, y, classes)
-    return counter.get_total_flops()
+    return counter.get_total_flops() * (1 if sampling else 4 if variant.checkpointing else 3)
 
 
 def ceilings(repeats: int) -> dict[str, float]:
@@ -229,16 +250,14 @@ def measured_rates(case: Case, unet: SemanticUNet, y: Tensor, quick: bool) -> li
     n, rows = case.sampling_batch, []
     classes = torch.zeros(n, dtype=torch.long) if unet.config.num_classes else None
     learned = unet.config.learned_variance
-    plans = [("ddpm", 10 if quick else 100)] + [
-        (name, k) for name in SAMPLERS for k in ((5,) if quick else (10, 25, 50))
-    ]
+    plans = [("ddpm", 10 if quick else 100)] + [(name, k) for name in FAST for k in ((5,) if quick else (10, 25, 50))]
     for name, steps in plans:
         pipeline = SemanticDiffusionPipeline(unet, make_scheduler(name, "epsilon", learned))
-        clock = time.perf_counter()
         with precision(Variant()):
-            pipeline(y[:n], classes, seeds=list(range(n)), num_inference_steps=steps)
-        took = time.perf_counter() - clock
-        scale = 1000 / steps if name == "ddpm" else 1  # DDPM's 1000 steps, from its first 100
+            call = partial(pipeline, y[:n], classes, seeds=list(range(n)))
+            call(num_inference_steps=2)
+            (took,) = seconds(partial(call, num_inference_steps=steps), 0, warm_up=0)
+        scale = 1000 / steps if name == "ddpm" else 1  # DDPM's 1000 steps, from a run of 100
         row = {"network": case.name, "sampler": name, "steps": 1000 if name == "ddpm" else steps}
         rows.append(row | {"images_per_second": n / (took * scale)})
     return rows
@@ -254,9 +273,8 @@ def peak_memory(case: Case, name: str, quick: bool) -> float:
 def report_memory(case: Case, variant: Variant) -> None:
     """The child's part of `peak_memory`: print it."""
     y = label_maps(case, case.training_batch)
-    device, before = get_device(), 0.0
-    if device.type == "cpu":
-        before = peak_memory_gb(device)
+    device = get_device()
+    before = psutil.Process().memory_info().rss / 1e9 if device.type == "cpu" else 0.0
     step = training_step(case, case.build(), y, variant)
     step()
     step()
@@ -296,7 +314,7 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(" | ".join(["", *row, ""]).strip() for row in [table.columns, ["---"] * table.shape[1], *cells])
 
 
-def bench(quick: bool = False) -> dict:
+def bench(quick: bool = False, compiled: bool = False) -> dict:
     """All measurements: `device`, the three ratios of the paper-type network, and the rows behind them."""
     torch.set_flush_denormal(True)
     rounds, repeats = (1, 1) if quick else (2, 3)
@@ -305,26 +323,25 @@ def bench(quick: bool = False) -> dict:
     steps, memory, rates = [], [], []
     for case in cases(quick):
         unet, y = case.build(), label_maps(case, max(case.training_batch, case.sampling_batch))
-        work = {
-            "training": {k: [] for k in TRAINING},
-            "sampling": {k: [] for k in SAMPLING},
-        }
+        variants = TRAINING | (COMPILED if compiled and case.name == "compact" else {})
+        work = {"training": {k: [] for k in variants}, "sampling": {k: [] for k in (*SAMPLING, AMORTISED)}}
         for _ in range(rounds):  # all variants in turn, and again: a slow minute of the machine hits more than one
-            for name, variant in TRAINING.items():
+            for name, variant in variants.items():
                 work["training"][name] += seconds(training_step(case, unet, y, variant), repeats)
             unet.zero_grad()
             for name, variant in SAMPLING.items():
-                work["sampling"][name] += sampling_times(case, unet, y, variant, repeats)
-        once = {v: flops(case, unet, y, v) for v in (BASELINE, Variant())}
+                later, amortised = sampling_times(case, unet, y, variant, repeats)
+                work["sampling"][name] += later
+                if variant == Variant():
+                    work["sampling"][AMORTISED] += amortised
         for kind, times in work.items():
             medians = {name: statistics.median(ts) for name, ts in times.items()}
             batch = case.training_batch if kind == "training" else case.sampling_batch
             for name, median in medians.items():
                 row = {"network": case.name, "step": kind, "variant": name, "batch": batch, "seconds": median}
                 row["speedup"] = medians["as published"] / median
-                # Ours counts the operations it is left with; a backward pass is twice a forward pass.
-                per_image = once[BASELINE] if name == "as published" else once[Variant()]
-                row["tflops"] = per_image * batch * (3 if kind == "training" else 1) / median / 1e12
+                if name != AMORTISED:
+                    row["tflops"] = flops(case, unet, y, (variants | SAMPLING)[name], kind) / median / 1e12
                 steps.append(row)
         for name in ("as published", "ours", "ours, gradient checkpointing"):
             memory.append({"network": case.name, "variant": name, "peak_gb": peak_memory(case, name, quick)})
@@ -350,6 +367,7 @@ def bench(quick: bool = False) -> dict:
 
 def main(
     quick: Annotated[bool, typer.Option(help="A tiny network and single repeats: a test of this program.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, of the compact network.")] = False,
     memory_of: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure, print the tables, and write results/bench/DEVICE.json (not with --quick)."""
@@ -357,7 +375,7 @@ def main(
         network, name = memory_of.split(":")
         report_memory(next(case for case in cases(quick) if case.name == network), TRAINING[name])
         return
-    result = bench(quick)
+    result = bench(quick, compiled)
     for name in ("steps", "memory", "images_per_second"):
         print(f"\n{name}\n{markdown(result[name])}")
     print("\n" + json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}, indent=2))

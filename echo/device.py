@@ -6,6 +6,9 @@ import sys
 
 import torch
 
+# Asking whether there is a GPU must not open it: processes that share a training are forked later.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 
 def get_device() -> torch.device:
     """The first CUDA GPU if there is one, else the CPU."""

@@ -48,7 +48,7 @@ def paint(
         "num_inference_steps": generation.num_inference_steps,
         "guidance_scale": generation.guidance_scale,
     } | options
-    labels = torch.as_tensor(np.asarray(class_labels))
+    labels = torch.tensor(np.asarray(class_labels).tolist())
     with autocast(training.precision, unet.device):
         images = pipeline(one_hot(sdm_labels), labels, seeds=seeds, **settings)
     return (images.mean(1) * 255).round().to(torch.uint8).numpy()

@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import PartialState, notebook_launcher
+from accelerate.state import AcceleratorState
 from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
@@ -215,13 +217,15 @@ def diffusion_stage(run: Run) -> None:
     """Train the diffusion model, or one for each view and phase; on several GPUs in as many processes."""
     if training_processes() > 1 and "RANK" not in os.environ:
         data_stage(run)
+        AcceleratorState._reset_state(True)  # a training before this one, in this process, forbids others
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         notebook_launcher(diffusion_stage, (run,), num_processes=training_processes(), use_port=port)
         return
     # The first process prepares data and folder, the others find them.
-    with PartialState(cpu=get_device().type == "cpu").main_process_first():
+    patience = timedelta(hours=6)
+    with PartialState(cpu=get_device().type == "cpu", timeout=patience).main_process_first():
         frames = data_stage(run)
         begin(home_of(run, "diffusion"), inputs_of(run, "diffusion"))
     with stage(run, "diffusion") as work:

@@ -18,15 +18,16 @@ MOST_PATCHES = 50_000  # the fourth power of their number has to fit 63 bits
 class Normalise(torch.autograd.Function):
     """x (B, C, H, W) less its mean, over its standard deviation, of each group of channels.
 
-    PyTorch's own is as good on a GPU. On a CPU its backward is 10 to 40 times slower in channels_last than in the
-    contiguous layout, and its forward is, in bfloat16, on small maps; convolutions want channels_last.
+    For a CPU, where PyTorch's backward is 10 to 40 times slower in channels_last, which convolutions want, than in the
+    contiguous layout, and its forward is slow in bfloat16 on small maps.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, groups: int, eps: float) -> Tensor:
         b, c, h, w = x.shape
         wide = x.float() if h * w < SMALL_MAP else x
-        out, _, rstd = torch.native_group_norm(wide, None, None, b, c, h * w, groups, eps)
+        one, zero = torch.ones(c), torch.zeros(c)  # in float32, and so the statistics are
+        out, _, rstd = torch.native_group_norm(wide, one, zero, b, c, h * w, groups, eps)
         out = out.to(x.dtype)
         ctx.save_for_backward(out, rstd)
         return out
@@ -44,7 +45,7 @@ class Normalise(torch.autograd.Function):
             """Of a group's value (B, groups, 1), each channel's (B, C, 1, 1)."""
             return z.expand(-1, -1, c // rstd.shape[1]).reshape(b, c, 1, 1).to(gradient.dtype)
 
-        rstd = rstd.float()[:, :, None]
+        rstd = rstd[:, :, None]
         constant, slope = -rstd * mean(gradient), -rstd * mean(gradient * out)
         return torch.addcmul(torch.addcmul(each(constant), out, each(slope)), gradient, each(rstd)), None, None
 
@@ -77,8 +78,10 @@ class Lookup(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])
+        if flat.is_cuda:  # a CPU sums in float32 of itself
+            flat = flat.float()
         total = flat.new_zeros(ctx.rows, flat.shape[1])
-        return total.scatter_add_(0, index.reshape(-1, 1).expand_as(flat), flat), None
+        return total.scatter_add_(0, index.reshape(-1, 1).expand_as(flat), flat).to(gradient.dtype), None
 
 
 def distinct(grid: Tensor, base: int, offsets: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -110,7 +113,7 @@ class LabelPatches:
         """The patches at a resolution (h, w): the V different 3 x 3 ones, one-hot (V, 9 K); the nine of them that
         make each of the U different 5 x 5 ones, (U, 9), V standing for a place outside; each pixel's one, (B, h, w).
 
-        None where this cannot be had: a map that is not one-hot, a side of one pixel, or too many patches.
+        None where convolution is better: a map that is not one-hot, a side of one pixel, or too many patches.
         """
         if size not in self.sizes:
             self.sizes[size] = self._take_apart(F.interpolate(self.label_map, size=size, mode="nearest"))
@@ -133,6 +136,8 @@ class LabelPatches:
         # The 3 x 3 patches at its four corners cover a 5 x 5 patch.
         grid = F.pad(small, (1, 1, 1, 1), value=outside)
         keys, pixels = distinct(grid, outside + 1, (0, 2))
+        if 2 * len(keys) > pixels.numel():
+            return None
         places = torch.arange(pixels.numel(), device=y.device)
         example = torch.zeros_like(keys).scatter_(0, pixels.flatten(), places)  # one pixel of each 5 x 5 patch
         b, i, j = torch.unravel_index(example, pixels.shape)
@@ -191,10 +196,9 @@ def held(network: nn.Module, most_bytes: float) -> Iterator[None]:
     def hold(layer: SpadeGroupNorm, inputs: tuple[Tensor, Tensor | LabelPatches]) -> None:
         nonlocal left
         x, y = inputs
-        if layer.held is None and left > 0:
-            modulation = tuple(m.to(x.dtype) for m in layer.modulation(y, tuple(x.shape[2:])))
-            left -= sum(m.nbytes for m in modulation)
-            layer.held = modulation if left >= 0 else None
+        if layer.held is None and 2 * x.nbytes <= left:
+            layer.held = tuple(m.to(x.dtype) for m in layer.modulation(y, tuple(x.shape[2:])))
+            left -= 2 * x.nbytes
 
     hooks = [layer.register_forward_pre_hook(hold) for layer in layers]
     try:

@@ -14,17 +14,18 @@ from echo.generate import paint
 from echo.labels import STRUCTURES
 from echo.metrics import features, frame_dice, frechet_distance, kernel_distance, ms_ssim
 from echo.paths import atomic
+from echo.sampler import SCHEDULERS
 from echo.segmenter import predict
 from echo.unet import SemanticUNet
 
-SAMPLERS = ("ddim", "dpm++", "unipc", "heun", "ddpm")
-
 
 def settings(profile: Profile) -> list[tuple[str, int, float]]:
-    """What to compare: (sampler, steps, guidance scale). Guidance is swept for the profile's own sampler and steps."""
+    """What to compare: (sampler, steps, guidance scale). Guidance is swept for the profile's own sampler and steps, if
+    its network was trained with label dropout."""
     config, own = profile.study, profile.generation
-    fast = [(sampler, steps, 1.0) for sampler, steps in product(SAMPLERS, config.steps)]
-    guided = [(own.scheduler, own.num_inference_steps, scale) for scale in config.guidance]
+    fast = [(sampler, steps, 1.0) for sampler, steps in product(SCHEDULERS, config.steps)]
+    scales = config.guidance if profile.training.label_dropout else ()
+    guided = [(own.scheduler, own.num_inference_steps, scale) for scale in scales]
     return list(dict.fromkeys([*fast, ("ddpm", config.ddpm_steps, 1.0), *guided]))
 
 

@@ -42,12 +42,13 @@ def draw_batch(
     flip = rng.random(n) < config.flip_probability
     epsilon = rng.standard_normal((n, in_channels, *frames.images.shape[1:]), dtype=np.float32)
     dropped = rng.random(n) < config.label_dropout
+    rows, t, flip, epsilon, dropped = (whole[part::parts] for whole in (rows, t, flip, epsilon, dropped))
     images, labels = frames.images[rows], frames.sdm_labels[rows]
     images[flip], labels[flip] = images[flip, :, ::-1], labels[flip, :, ::-1]
     x_0 = torch.from_numpy(images).float()[:, None].expand(-1, in_channels, -1, -1) / 127.5 - 1
     label_map = one_hot(labels) * torch.from_numpy(~dropped)[:, None, None, None]
     batch = x_0, label_map, frames.index["class_label"].to_numpy()[rows], t, epsilon
-    return tuple(torch.as_tensor(whole)[part::parts] for whole in batch)
+    return tuple(map(torch.as_tensor, batch))
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
@@ -74,15 +75,18 @@ def batch_loss(
 
 @contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets within this block, so that a step is finished and saved first; the second
-    one does not wait.
+    """An event that SIGTERM or Ctrl-C sets within this block, so that a step is finished and saved first.
 
-    Signals reach the main thread alone; in any other the event is never set.
+    A Ctrl-C two seconds later does not wait; signals come in pairs where a launcher passes on what its processes got
+    too. They reach the main thread alone; in any other the event is never set.
     """
-    event, previous = threading.Event(), {}
+    event, previous, first = threading.Event(), {}, 0.0
 
-    def ask(*_: object) -> None:
-        if event.is_set():
+    def ask(number: int, _frame: object) -> None:
+        nonlocal first
+        if not event.is_set():
+            first = time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - first > 2:
             raise KeyboardInterrupt
         event.set()
 
@@ -106,13 +110,13 @@ def train(
 
     Args:
         folder: gets `checkpoint.pt`, `log.csv`, `tensorboard/` and, at the end, the averaged weights in `model/`.
-        stop_after: leave after so many steps of this call, as an interruption would.
+        stop_after: save and leave after so many steps of this call.
 
     Returns:
         The network with its exponentially averaged weights, in evaluation mode.
 
     Raises:
-        FloatingPointError: when the loss is not finite ten steps in a row; a single such step is skipped.
+        FloatingPointError: when loss or gradient is not finite ten steps in a row; a single such step is skipped.
         KeyboardInterrupt: on SIGTERM or Ctrl-C, after the step under way and a checkpoint.
         ValueError: when processes and gradient accumulation do not divide the batch.
     """
@@ -122,10 +126,10 @@ def train(
         cpu=device.type == "cpu",
         mixed_precision=supported_precision(config.precision, device).replace("fp32", "no"),
     )
-    rank, rounds = accelerator.process_index, config.gradient_accumulation
-    parts = accelerator.num_processes * rounds
+    is_main, scaler = accelerator.is_main_process, accelerator.scaler
+    ranks, rounds = accelerator.num_processes, config.gradient_accumulation
+    parts = ranks * rounds
     if config.batch_size % parts:
-        ranks = accelerator.num_processes
         raise ValueError(f"batch_size {config.batch_size} is not divisible by {ranks} processes x {rounds} rounds")
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
@@ -136,34 +140,33 @@ def train(
     optimizer = torch.optim.AdamW(raw.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     unet, optimizer = accelerator.prepare(torch.compile(raw) if config.compile else raw, optimizer)
     ema = EMAModel(raw.parameters(), decay=config.ema_decay, foreach=True)
-    ema.to(accelerator.device)
-    schedule = cosine_schedule(config.num_train_timesteps)
+    schedule = cosine_schedule(config.num_train_timesteps).to(accelerator.device)
 
     checkpoint, log_file = folder / "checkpoint.pt", folder / "log.csv"
     start, log, losses, seconds = 0, [], [], 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         raw.load_state_dict(state["unet"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
-        ema.to(accelerator.device)
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         start, log, losses, seconds = (state[name] for name in ("step", "log", "losses", "seconds"))
-
+        del state
+    ema.to(accelerator.device)
     clock = time.perf_counter() - seconds
-
-    def elapsed() -> float:
-        """Seconds of training so far, all calls together."""
-        return time.perf_counter() - clock
+    if is_main:
+        for leftover in folder.glob(f".*.{checkpoint.name}"):  # of a process that was killed while it wrote
+            leftover.unlink()
 
     def save(step: int) -> None:
-        if not accelerator.is_main_process:
+        if not is_main:
             return
         state = {"unet": raw.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-        state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        state |= {"scaler": scaler.state_dict() if scaler is not None else None, "step": step}
+        state |= {"log": log, "losses": losses, "seconds": time.perf_counter() - clock}
         with atomic(checkpoint) as temporary:
-            torch.save(state | {"step": step, "log": log, "losses": losses, "seconds": elapsed()}, temporary)
+            torch.save(state, temporary)
         with atomic(log_file) as temporary:
             pd.DataFrame(log).to_csv(temporary, index=False)
 
@@ -172,50 +175,56 @@ def train(
         so that the losses of different steps compare."""
         ema.store(raw.parameters())
         ema.copy_to(raw.parameters())
-        draws = (draw_batch(validation, config, profile.unet.in_channels, seed, 2**40 + k) for k in range(4))
+        draws = (
+            draw_batch(validation, config, profile.unet.in_channels, seed, 2**40 + k, part, parts)
+            for k in range(4)
+            for part in range(parts)
+        )
         with torch.no_grad():
-            losses = [batch_loss(raw, schedule, batch, config, accelerator).item() for batch in draws]
+            values = [batch_loss(raw, schedule, batch, config, accelerator).item() for batch in draws]
         ema.restore(raw.parameters())
-        return float(np.mean(losses))
+        return float(np.mean(values))
 
-    writer = SummaryWriter(folder / "tensorboard", purge_step=start) if accelerator.is_main_process else None
-    bar = tqdm(
-        total=config.steps, initial=start, desc="diffusion", unit="step", disable=not accelerator.is_main_process
-    )
+    def agreed(*values: float | Tensor) -> list[float]:
+        """The processes' means: they must decide alike."""
+        tensors = [torch.as_tensor(v, dtype=torch.float32, device=accelerator.device) for v in values]
+        return accelerator.reduce(torch.stack(tensors), "mean").tolist()
+
     bad, last = 0, config.steps if stop_after is None else min(config.steps, start + stop_after)
-    with asked_to_stop() as stop:
+    with (
+        asked_to_stop() as stop,
+        SummaryWriter(folder / "tensorboard", purge_step=start + 1) if is_main else nullcontext() as writer,
+        tqdm(total=config.steps, initial=start, desc="diffusion", unit="step", disable=not is_main) as bar,
+    ):
         for step in range(start, last):
-            value, finite, leave = 0.0, True, False
+            total = torch.zeros((), device=accelerator.device)
             for k in range(rounds):
-                batch = draw_batch(
-                    training, config, profile.unet.in_channels, seed, step, rank + k * parts // rounds, parts
-                )
+                part = accelerator.process_index + k * ranks
+                batch = draw_batch(training, config, profile.unet.in_channels, seed, step, part, parts)
                 with accelerator.no_sync(unet) if k < rounds - 1 else nullcontext():
-                    loss = batch_loss(unet, schedule, batch, config, accelerator)
-                    # All processes must agree on whether to go on: one mean of the loss and of the wish to stop.
-                    facts = torch.stack([loss.detach(), torch.tensor(float(stop.is_set()), device=loss.device)])
-                    mean, wish = accelerator.reduce(facts, "mean").tolist()
-                    value, finite, leave = value + mean / rounds, finite and math.isfinite(mean), leave or wish > 0
-                    if not finite:
-                        break
-                    accelerator.backward(loss / rounds)
+                    loss = batch_loss(unet, schedule, batch, config, accelerator) / rounds
+                    accelerator.backward(loss)
+                total += loss.detach()
+            norm = accelerator.clip_grad_norm_(raw.parameters(), config.gradient_clip)
+            value, norm, leave = agreed(total, norm, float(stop.is_set()))
+            # With a loss scale, a gradient that is not finite is the scale's matter: it skips the step and falls.
+            finite = math.isfinite(value) and (scaler is not None or math.isfinite(norm))
             bad = 0 if finite else bad + 1
-            if finite:
-                accelerator.clip_grad_norm_(raw.parameters(), config.gradient_clip)
+            if bad == 10:
+                raise FloatingPointError(f"{folder}: the loss was not finite ten steps in a row, up to step {step}")
+            if finite or scaler is not None:
                 optimizer.param_groups[0]["lr"] = learning_rate_at(config, step)
                 optimizer.step()
+            if finite:
                 ema.step(raw.parameters())
                 losses.append(value)
-            elif bad == 10:
-                raise FloatingPointError(f"{folder}: the loss was not finite ten steps in a row, up to step {step}")
             optimizer.zero_grad()
             bar.update()
 
-            if (step + 1) % config.validate_every == 0 or step + 1 == last:
+            if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
                 held_out = held_out_loss()
                 row = {"step": step + 1, "loss": float(np.mean(losses or math.nan)), "validation_loss": held_out}
-                row["learning_rate"] = learning_rate_at(config, step)
-                row["seconds"] = elapsed()
+                row |= {"learning_rate": learning_rate_at(config, step), "seconds": time.perf_counter() - clock}
                 losses.clear()
                 log.append(row)
                 if writer:
@@ -223,16 +232,16 @@ def train(
                         writer.add_scalar(name, row[name], step + 1)
                 bar.set_postfix(loss=f"{row['loss']:.4f}", validation=f"{held_out:.4f}")
                 save(step + 1)
-            elif leave:
+            elif leave or step + 1 == last:
                 save(step + 1)
             if leave:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}, which {checkpoint} holds")
-    bar.close()
-    if writer:
-        writer.close()
+        leave = agreed(float(stop.is_set()))[0]  # since the last step
     ema.copy_to(raw.parameters())
-    raw.eval()
-    if last == config.steps and accelerator.is_main_process:
+    raw = accelerator.unwrap_model(unet, keep_fp32_wrapper=False, keep_torch_compile=False).eval()
+    if last == config.steps and is_main:
         raw.save_pretrained(folder / "model")
     accelerator.wait_for_everyone()
+    if leave:
+        raise KeyboardInterrupt(f"stopped after the last step, which {checkpoint} holds")
     return raw

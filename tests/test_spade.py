@@ -97,7 +97,9 @@ def test_group_norm_is_pytorchs(affine, size):
         torch.testing.assert_close(ours(x.bfloat16()).float(), theirs(x), atol=0.06, rtol=0.02)
 
 
-def test_conditioning_within_a_memory_bound_is_bit_identical(random_unet):
+@pytest.mark.parametrize("patchwise", [True, False])
+def test_conditioning_within_a_memory_bound_is_bit_identical(random_unet, monkeypatch, patchwise):
+    monkeypatch.setattr(random_unet, "patchwise", patchwise)
     x, y, t = torch.randn(2, 1, 32, 32), blocks(2, 32, 8), torch.tensor([3, 700])
     layers = [m for m in random_unet.modules() if isinstance(m, SpadeGroupNorm)]
 
@@ -122,3 +124,22 @@ def test_gradients_of_one_row_add_up_in_float32():
     rows = spade.Lookup.apply(table, torch.zeros(4096, dtype=torch.long))
     rows.float().sum().backward()
     assert table.grad[0].item() == 4096  # one by one in bfloat16 the sum would stop at 256
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norms_backward_in_bfloat16(affine):
+    module = GroupNorm(4, 12, affine=affine)
+    x = torch.randn(2, 12, 40, 40).add(2).to(memory_format=torch.channels_last)
+    weight = torch.randn(2, 12, 40, 40)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        z = x.to(dtype).requires_grad_()
+        (module(z).float() * weight).sum().backward()
+        gradients.append(z.grad.float())
+    assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[0].norm()
+
+
+def test_ragged_label_maps_are_convolved():
+    ragged = nn.functional.one_hot(torch.randint(0, 5, (2, 32, 32)), 5).movedim(-1, 1).float()
+    assert LabelPatches(ragged).at((32, 32)) is None
+    assert LabelPatches(blocks(2, 32, 8)).at((32, 32)) is not None

@@ -16,7 +16,7 @@ def judge(smoke):
 
 
 def test_study_resumes_and_covers_every_setting(frames, smoke, random_unet, judge, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "SAMPLERS", ("ddim", "heun"))
+    monkeypatch.setattr(study, "SCHEDULERS", ("ddim", "heun"))
     profile = replace(smoke, generation=replace(smoke.generation, num_inference_steps=2, batch_size=3))
     models, file = dict.fromkeys(range(4), random_unet), tmp_path / "settings.csv"
     table = study.sampler_study(models, frames["validation"], judge, profile, file, seed=0)

@@ -204,15 +204,17 @@ def test_label_maps_are_withheld_as_often_as_asked(frames, smoke):
     assert all(torch.equal(a, b) for a, b in zip(plain[2:], rest, strict=True))
 
 
-def test_one_infinite_loss_skips_its_step(frames, smoke, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("rounds", "factor"), [(1, float("inf")), (2, float("nan")), (1, 1e38)])
+def test_one_infinite_loss_or_gradient_skips_its_step(frames, smoke, tmp_path, monkeypatch, rounds, factor):
     original, calls = training.diffusion_loss, []
 
-    def third_is_infinite(*arguments):
+    def sixth_is_infinite(*arguments):
         calls.append(1)
-        return original(*arguments) * (float("inf") if len(calls) == 3 else 1.0)
+        return original(*arguments) * (factor if len(calls) == 6 else 1.0)
 
-    monkeypatch.setattr(training, "diffusion_loss", third_is_infinite)
-    profile = replace(smoke, training=replace(smoke.training, steps=6, validate_every=6))
+    monkeypatch.setattr(training, "diffusion_loss", sixth_is_infinite)
+    settings = replace(smoke.training, steps=6, validate_every=6, gradient_accumulation=rounds)
+    profile = replace(smoke, training=settings)
     unet = train(profile, frames["training"], frames["validation"], tmp_path, seed=0)
     assert all(p.isfinite().all() for p in unet.parameters())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
