@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baseline import ours, plain
-from echo.config import CPU, PAPER, SMOKE
+from echo.config import CPU, PAPER, SMOKE, VIEW_PHASES
 from echo.dataset import open_data, read_frames
 from echo.device import autocast, get_device, peak_memory_gb, supported_precision
 from echo.diffusion import build_unet, cosine_schedule, diffusion_loss, q_sample
@@ -282,7 +282,7 @@ def report_memory(case: Case, variant: Variant) -> None:
 
 
 def paper_estimate(batch: int = 12) -> dict[str, float]:
-    """Memory in GB that training the paper's configuration takes on a GPU, counted without one.
+    """Memory in GB and operations that training the paper's configuration takes on a GPU, counted without one.
 
     Weights, gradients, two moments and the average in float32 and a half-precision copy of the weights; activations
     as autograd keeps them on a dry run without data, in half precision. What kernels use while they work comes on top.
@@ -304,7 +304,16 @@ def paper_estimate(batch: int = 12) -> dict[str, float]:
         unet(x, t, y)
     weights = sum(p.numel() for p in unet.parameters()) * (5 * 4 + 2) / 1e9
     activations = sum(storage.nbytes() for storage in kept.values()) / 1e9
-    return {"batch": batch, "weights_gb": weights, "activations_gb": batch * activations}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(x, t, y)
+    forward, training = counter.get_total_flops(), PAPER.training
+    return {
+        "batch": batch,
+        "weights_gb": weights,
+        "activations_gb": batch * activations,
+        "forward_tflop": forward / 1e12,
+        "training_eflop": len(VIEW_PHASES) * 3 * forward * training.batch_size * training.steps / 1e18,
+    }
 
 
 def markdown(rows: list[dict]) -> str:
