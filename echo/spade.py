@@ -125,8 +125,8 @@ class LabelPatches:
         one_hot = bool(((y == 0) | (y == 1)).all()) and y.sum(1).max() <= 1
         if not one_hot or min(y.shape[2:]) < 2 or base**9 >= 2**63:
             return None
-        classes = torch.arange(1, base, dtype=y.dtype, device=y.device)
-        labels = torch.tensordot(y, classes, dims=([1], [0])).long()  # 0: no label, as outside the image
+        classes = torch.arange(1, base, dtype=y.dtype, device=y.device)[:, None, None]
+        labels = (y * classes).sum(1).long()  # 0: no label, as outside the image
         keys, small = distinct(F.pad(labels, (1, 1, 1, 1)), base, (0, 1, 2))
         outside = len(keys)
         if outside >= MOST_PATCHES:

@@ -115,7 +115,7 @@ def test_sampler_study_starts_from_a_finished_run(finished, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     table = pd.read_csv(copy / "sampler_study" / "settings.csv")
     assert set(table["sampler"]) == {"ddim", "dpm++", "unipc", "heun", "ddpm"}
-    assert set(table.loc[table["guidance_scale"] > 1, "sampler"]) == {"ddim"}
+    assert set(table.loc[table["guidance_scale"] > 1, "sampler"]) == {"dpm++"}
     names = ("samplers", "quality_against_time", "guidance", "guidance_sweep")
     assert all((copy / "figures" / f"{name}.png").exists() for name in names)
     assert read_json(copy / "manifest.json")["stages"]["sampler"]["finished"]

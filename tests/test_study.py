@@ -31,7 +31,7 @@ def test_study_resumes_and_covers_every_setting(frames, smoke, random_unet, judg
     whole.iloc[:2].to_csv(file, index=False)  # as if it had been interrupted
     again = study.sampler_study(models, frames["validation"], judge, profile, file, seed=0)
     different = whole.drop(columns="seconds_per_image")
-    pd.testing.assert_frame_equal(different, again.drop(columns="seconds_per_image"), rtol=1e-4)
+    pd.testing.assert_frame_equal(different, again.drop(columns="seconds_per_image"), check_dtype=False, rtol=1e-4)
 
 
 def test_real_images_judged_as_synthetic_are_at_no_distance(frames, judge):
