@@ -22,7 +22,7 @@ ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
 Stage = StrEnum("Stage", ["data", "diffusion", "generation", "segmentation", "tables"])
 
 
-StudyName = StrEnum("StudyName", ["sampler"])
+StudyName = StrEnum("StudyName", ["sampler", "quality"])
 ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
 DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')]
 RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")]
@@ -65,7 +65,10 @@ def reproduce(
 
 @app.command()
 def study(
-    name: Annotated[StudyName, typer.Argument(help="sampler: quality against steps and guidance (notebook 06).")],
+    name: Annotated[
+        StudyName,
+        typer.Argument(help="sampler: steps and guidance (notebook 06); quality: synthetic against real images (08)."),
+    ],
     profile: ProfileOption = ProfileName.laptop,
     data: DataOption = "phantom",
     run: RunOption = "",

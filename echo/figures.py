@@ -442,3 +442,22 @@ def guidance_sweep(study: pd.DataFrame, references: pd.Series) -> Figure:
         ax.set(xlabel="guidance scale", ylabel=name)
         sns.despine(ax=ax)
     return figure
+
+
+def image_quality(spectrum: pd.DataFrame, nearest: pd.DataFrame) -> Figure:
+    """Power spectra of synthetic and real images, and their distances to the nearest training image."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
+    colours = {"synthetic": TRAIN_COLOURS["synthetic-only"], "real": TRAIN_COLOURS["real-only"]}
+    for name, rows in spectrum.groupby("images", sort=False):
+        axes[0].plot(rows["frequency"], rows["power"], color=colours[name], label=name)
+    axes[0].set(xscale="log", yscale="log", xlabel="frequency, cycles per image side", ylabel="power, grey levels²")
+    axes[0].legend(frameon=False, fontsize=8)
+    units = {"grey levels": "RMS difference, grey levels", "features": "distance in features"}
+    for ax, (space, unit) in zip(axes[1:], units.items(), strict=True):
+        rows = nearest[nearest["space"] == space].reset_index(drop=True)
+        options = {"element": "step", "stat": "density", "common_norm": False, "palette": colours, "legend": False}
+        sns.histplot(rows, x="distance", hue="images", bins=20, ax=ax, **options)
+        ax.set(xlabel=f"to the nearest training image:\n{unit}", ylabel="density")
+    for ax in axes:
+        sns.despine(ax=ax)
+    return figure

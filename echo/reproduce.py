@@ -41,7 +41,7 @@ STAGES = {
     "tables": ("tables", "05_dice_tables"),
 }
 # Studies beside the pipeline, which start from a finished run.
-STUDIES = {"sampler": ("sampler_study", "06_sampler_study")}
+STUDIES = {"sampler": ("sampler_study", "06_sampler_study"), "quality": ("image_quality", "08_image_quality")}
 TRAINING_SETS = ("real", "synthetic")
 PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
 DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
@@ -133,6 +133,7 @@ def inputs_of(run: Run, name: str) -> str:
         "segmentation": (p.segmenter,),
         "tables": (),
         "sampler": (p.study,),
+        "quality": (),
     }[name]
     return digest(read_json(home_of(run, before) / "inputs.json"), run.seed, *map(repr, settings))
 
@@ -312,6 +313,18 @@ def sampler_study_stage(run: Run) -> None:
                 real.to_frame("value").to_csv(temporary, index_label="measure", float_format="%.6g")
 
 
+def image_quality_stage(run: Run) -> None:
+    """Compare the synthetic images of validation patients' label maps with those patients' real images."""
+    with stage(run, "quality") as work:
+        if work:
+            synthetic = generate.load_synthetic(run.folder / "synthetic", "validation")
+            training, validation = data_stage(run)
+            results = study.image_quality(synthetic, validation, training, load_segmenter(run, "real"), run.seed)
+            for name, table in results.items():
+                with atomic(home_of(run, "quality") / f"{name}.csv") as temporary:
+                    table.to_csv(temporary, index=False, float_format="%.6g")
+
+
 def keep(run: Run, figure: Figure, name: str) -> None:
     """Save a figure with the run; nothing when only an extract is shown."""
     if run.recompute:
@@ -422,7 +435,7 @@ def publish(folder: Path) -> list[Path]:
     """
     phantom = read_json(folder / "manifest.json")["data"]["source"] == "phantom"
     keep = [folder / "manifest.json", *folder.glob("*/*/log.csv"), folder / "synthetic" / "manifest.csv"]
-    keep += folder.glob("sampler_study/*.csv")
+    keep += (path for study, _ in STUDIES.values() for path in folder.glob(f"{study}/*.csv"))
     keep += folder.glob("diffusion/*/model/*") if phantom else []
     keep += folder.glob("segmenter/*/model.safetensors") if phantom else []
     copies = {path: RESULTS / folder.name / path.relative_to(folder) for path in keep}

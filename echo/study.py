@@ -1,4 +1,4 @@
-"""Studies beside the pipeline: what sampler, steps and guidance do to the images, by a segmenter of real ones."""
+"""Studies beside the pipeline: what a sampler is worth, and how good synthetic images are."""
 
 import time
 from itertools import product
@@ -12,7 +12,19 @@ from echo.config import Profile
 from echo.dataset import Frames
 from echo.generate import paint
 from echo.labels import STRUCTURES
-from echo.metrics import features, frame_dice, frechet_distance, kernel_distance, ms_ssim
+from echo.metrics import (
+    diversity,
+    features,
+    frame_dice,
+    frechet_distance,
+    histogram_distance,
+    kernel_distance,
+    memorisation_test,
+    ms_ssim,
+    nearest_distances,
+    power_spectrum,
+    speckle_statistics,
+)
 from echo.paths import atomic
 from echo.sampler import SCHEDULERS
 from echo.segmenter import predict
@@ -91,3 +103,66 @@ def references(training: Frames, frames: Frames, segmenter: UNet) -> pd.Series:
     found, real = features(segmenter, others), features(segmenter, frames.images)
     distances = {"frechet_distance": frechet_distance(found, real), "kernel_distance": kernel_distance(found, real)}
     return pd.Series(dice[list(STRUCTURES)].to_dict() | {"mean Dice": dice.mean()} | distances)
+
+
+def image_quality(
+    synthetic: Frames, real: Frames, training: Frames, segmenter: UNet, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Synthetic images beside real ones: fidelity, realism, diversity, speckle, and whether training images come back.
+
+    Args:
+        synthetic: images painted for label maps of held-out patients.
+        real: the held-out patients' own images.
+        training: what the diffusion model was trained on.
+        segmenter: trained on real images.
+
+    Returns:
+        "quality": one row a measure, with the value of the synthetic images and, beside it, of real ones: Dice in %,
+        distances to `real` (of as many training images, where real images stand), MS-SSIM of random pairs of a view
+        and phase, speckle's signal-to-noise ratio in each region. "spectrum": power at each frequency. "nearest":
+        distance of each synthetic and held-out image to the nearest training image, in grey levels and in features.
+        "memorisation": the test of each.
+    """
+    others = training.select(np.linspace(0, len(training) - 1, min(len(training), len(synthetic))).astype(int))
+    sets = {"synthetic": synthetic, "real": real}
+    found = {
+        name: features(segmenter, f.images) for name, f in (*sets.items(), ("others", others), ("training", training))
+    }
+    rows = {
+        f"Dice of {name}, %": {
+            k: frame_dice(predict(segmenter, f.images), f.labels)[name].mean() * 100 for k, f in sets.items()
+        }
+        for name in STRUCTURES
+    }
+    for name, distance in (("Fréchet distance", frechet_distance), ("kernel distance", kernel_distance)):
+        rows[name] = {
+            "synthetic": distance(found["synthetic"], found["real"]),
+            "real": distance(found["others"], found["real"]),
+        }
+    in_sector = {name: f.images[f.sdm_labels > 0] for name, f in (*sets.items(), ("others", others))}
+    rows["grey-level distance"] = {
+        "synthetic": histogram_distance(in_sector["synthetic"], in_sector["real"]),
+        "real": histogram_distance(in_sector["others"], in_sector["real"]),
+    }
+    rows["MS-SSIM of pairs"] = {k: diversity(f.images, seed, groups=f.index["class_label"]) for k, f in sets.items()}
+    speckle = {k: speckle_statistics(f.images, f.sdm_labels).groupby("region")["snr"].mean() for k, f in sets.items()}
+    for region in ("LV endo", "LV myo", "tissue"):
+        rows[f"speckle SNR, {region}"] = {k: values[region] for k, values in speckle.items()}
+    quality = pd.DataFrame(rows).T.rename_axis("measure").reset_index()
+
+    spectrum = pd.concat([power_spectrum(f.images).assign(images=k) for k, f in sets.items()], ignore_index=True)
+    tests, nearest = [], []
+    for space, (a, b, c) in {
+        "grey levels": (synthetic.images, real.images, training.images),
+        "features": (found["synthetic"], found["real"], found["training"]),
+    }.items():
+        test = memorisation_test(a, b, c)
+        tests.append({"space": space} | test | {"copies": len(test["copies"])})
+        for name, queries in (("synthetic", a), ("real", b)):
+            nearest.append(nearest_distances(queries, c).assign(space=space, images=name))
+    return {
+        "quality": quality,
+        "spectrum": spectrum,
+        "nearest": pd.concat(nearest, ignore_index=True),
+        "memorisation": pd.DataFrame(tests),
+    }

@@ -120,7 +120,17 @@ def test_sampler_study_starts_from_a_finished_run(finished, tmp_path):
     assert all((copy / "figures" / f"{name}.png").exists() for name in names)
     assert read_json(copy / "manifest.json")["stages"]["sampler"]["finished"]
 
+    subprocess.run(echo_command("study", "quality", *command[5:]), check=True, capture_output=True)
+    assert {p.stem for p in (copy / "image_quality").glob("*.csv")} == {
+        "quality",
+        "spectrum",
+        "nearest",
+        "memorisation",
+    }
+    assert (copy / "figures" / "image_quality.png").exists()
+
     (copy / "segmenter" / "done").unlink()
+    (copy / "sampler_study" / "done").unlink()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "stage segmentation is not finished; run notebook 04_segmentation" in done.stderr

@@ -45,3 +45,23 @@ def test_real_images_judged_as_synthetic_are_at_no_distance(frames, judge):
     assert far["ms_ssim"] < 0.5
     references = study.references(frames["training"], real, judge)
     assert references["LV endo"] == pytest.approx(verdict["LV endo"])
+
+
+def test_image_quality_finds_copies_and_little_else_between_real_patients(frames, judge):
+    training, real = frames["training"], frames["validation"]
+    honest = study.image_quality(real, real, training, judge, seed=0)
+    rows = honest["quality"].set_index("measure")
+    np.testing.assert_allclose(
+        rows.drop(["Fréchet distance", "kernel distance", "grey-level distance"])["synthetic"],
+        rows.drop(["Fréchet distance", "kernel distance", "grey-level distance"])["real"],
+    )
+    assert rows.loc["grey-level distance", "synthetic"] == 0 < rows.loc["grey-level distance", "real"]
+    assert (honest["memorisation"]["copies"] == 0).all()
+    assert set(honest["nearest"]["images"]) == {"synthetic", "real"}
+    assert honest["spectrum"].groupby("images")["power"].sum().nunique() == 1
+
+    noise = np.random.default_rng(0).normal(0, 2, training.images.shape)
+    copies = replace(training, images=(training.images + noise).clip(0, 255).astype(np.uint8))
+    caught = study.image_quality(copies, real, training, judge, seed=0)["memorisation"].set_index("space")
+    assert caught.loc["grey levels", "copies"] == len(training)
+    assert caught.loc["grey levels", "p_value"] < 0.01
