@@ -154,8 +154,9 @@ CPU = Profile(
     ),
     # Real walls are smooth at this scale; the paper's 30 px leaves them ragged.
     augmentation=AugmentationConfig(elastic_displacement=12 / 256),
+    # Sampler and steps were chosen by notebook 06, on the phantom's validation patients.
     generation=GenerationConfig(
-        images=2000, validation_images=160, scheduler="ddim", num_inference_steps=25, batch_size=20
+        images=2000, validation_images=160, scheduler="dpm++", num_inference_steps=10, batch_size=20
     ),
     segmenter=SegmenterConfig(
         channels=(24, 48, 96, 192),
@@ -182,8 +183,7 @@ LAPTOP = replace(
     phantom_patients={"training": 120, "validation": 20, "testing": 40},
     unet=replace(CPU.unet, channel_mult=(1, 2, 4), attention_resolutions=(12,)),
     training=replace(CPU.training, steps=1000, label_dropout=0.1, validate_every=100),
-    # Chosen by notebook 06 on validation patients.
-    generation=replace(CPU.generation, images=720, validation_images=80, scheduler="dpm++", num_inference_steps=10),
+    generation=replace(CPU.generation, images=720, validation_images=80),
     segmenter=replace(CPU.segmenter, channels=(16, 32, 64, 128), steps=1000, validate_every=100),
 )
 
@@ -222,14 +222,7 @@ GPU = replace(
         label_dropout=0.1,
         validate_every=500,
     ),
-    generation=replace(
-        CPU.generation,
-        images=7200,
-        validation_images=400,
-        scheduler="dpm++",
-        num_inference_steps=25,
-        batch_size=128,
-    ),
+    generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=25, batch_size=128),
     segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=6000, batch_size=32, seeds=3),
 )
 
