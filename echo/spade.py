@@ -65,6 +65,11 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(wide, self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x scale + shift; in x's own memory where no gradient needs x, which is why x must be nobody else's."""
+    return torch.addcmul(shift, x, scale, out=None if torch.is_grad_enabled() else x)
+
+
 class Lookup(torch.autograd.Function):
     """Rows (*index.shape, D) of a table (R, D). What several places add to a row's gradient is summed in float32."""
 
@@ -183,7 +188,7 @@ class SpadeGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
         scale, shift = self.held or self.modulation(label_map, tuple(x.shape[2:]))
-        return torch.addcmul(shift.to(x.dtype), self.norm(x), scale.to(x.dtype))
+        return modulated(self.norm(x), scale.to(x.dtype), shift.to(x.dtype))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from echo.spade import GroupNorm, LabelPatches, SpadeGroupNorm, held
+from echo.spade import GroupNorm, LabelPatches, SpadeGroupNorm, held, modulated
 
 
 @dataclass
@@ -77,10 +77,13 @@ class ResBlock(nn.Module):
         return self.out_layers[0](h)
 
     def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
-        h = self.in_layers[-1](self.resampled(F.silu(self.first_norm(x, label_map))))
+        in_place = not torch.is_grad_enabled()
+        h = self.in_layers[-1](self.resampled(F.silu(self.first_norm(x, label_map), in_place)))
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, out_channels, 1, 1) each
-        h = torch.addcmul(shift, self.second_norm(h, label_map), 1 + scale)
-        return self.skip_connection(self.resampled(x)) + self.out_layers[-1](F.silu(h))
+        h = modulated(self.second_norm(h, label_map), 1 + scale, shift)
+        h = self.out_layers[-1](F.silu(h, in_place))
+        skip = self.skip_connection(self.resampled(x))
+        return h.add_(skip) if in_place else h + skip
 
 
 class SpadeResBlock(ResBlock):
