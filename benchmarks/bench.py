@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.baseline import ours, plain
 from echo.config import CPU, PAPER, SMOKE, VIEW_PHASES
 from echo.dataset import open_data, read_frames
-from echo.device import autocast, get_device, peak_memory_gb, supported_precision
+from echo.device import autocast, get_device, peak_memory_gb, supported_precision, tune_cpu
 from echo.diffusion import build_unet, cosine_schedule, diffusion_loss, q_sample
 from echo.labels import one_hot
 from echo.paths import RESULTS, write_json
@@ -273,22 +273,26 @@ def measured_rates(case: Case, unet: SemanticUNet, y: Tensor, quick: bool) -> li
     return rows
 
 
-def peak_memory(case: Case, name: str, quick: bool) -> float:
-    """Peak memory in GB of two training steps, in a process of its own, above what that process holds before."""
-    command = [sys.executable, "-m", "benchmarks.bench", "--memory-of", f"{case.name}:{name}"]
+def measured_apart(case: Case, name: str, quick: bool) -> dict:
+    """`measure` in a process of its own, whose memory no other variant has shaped."""
+    command = [sys.executable, "-m", "benchmarks.bench", "--apart", f"{case.name}:{name}"]
     done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def report_memory(case: Case, variant: Variant) -> None:
-    """The child's part of `peak_memory`: print it."""
-    y = label_maps(case, case.training_batch)
-    device = get_device()
+def measure(case: Case, name: str, repeats: int) -> dict:
+    """Times of training and sampling steps, and the peak memory of training in GB, above what this process held."""
+    variant, device = TRAINING[name], get_device()
+    if variant != BASELINE:
+        tune_cpu()
+    y = label_maps(case, max(case.training_batch, case.sampling_batch))
     before = psutil.Process().memory_info().rss / 1e9 if device.type == "cpu" else 0.0
-    step = training_step(case, case.build(), y, variant)
-    step()
-    step()
-    print(peak_memory_gb(device) - before)
+    unet = case.build()
+    result = {"training": seconds(training_step(case, unet, y, variant), repeats)}
+    result["peak_gb"] = peak_memory_gb(device) - before
+    unet.zero_grad()
+    result["sampling"], result["amortised"] = sampling_times(case, unet, y, variant, repeats)
+    return result
 
 
 def paper_estimate(batch: int = 12) -> dict[str, float]:
@@ -334,36 +338,49 @@ def markdown(rows: list[dict]) -> str:
 
 
 def bench(quick: bool = False, compiled: bool = False) -> dict:
-    """All measurements: `device`, the three ratios of the paper-type network, and the rows behind them."""
-    torch.set_flush_denormal(True)
+    """All measurements: `device`, the three ratios of the paper-type network, and the rows behind them.
+
+    The published way, ours, and ours with gradient checkpointing are measured each in processes of their own, in turn;
+    what each part of ours gains, in one process.
+    """
     rounds, repeats = (1, 1) if quick else (2, 2)
     result = {"device": device_name(), "cores": torch.get_num_threads(), "torch": version("torch")}
     result |= {"bf16": supported_precision("bf16", get_device()) == "bf16", "ceilings_tflops": ceilings(5)}
     steps, memory, rates = [], [], []
+    apart = ("as published", "ours", "ours, gradient checkpointing")
+    tune_cpu()
     for case in cases(quick):
+        found = {name: [] for name in apart}
+        for _ in range(rounds):
+            for name in apart[:2]:
+                found[name].append(measured_apart(case, name, quick))
+        found[apart[2]].append(measured_apart(case, apart[2], quick))
+        memory += [
+            {"network": case.name, "variant": name, "peak_gb": statistics.median(f["peak_gb"] for f in facts)}
+            for name, facts in found.items()
+        ]
         unet, y = case.build(), label_maps(case, max(case.training_batch, case.sampling_batch))
-        variants = TRAINING | (COMPILED if compiled and case.name == "compact" else {})
-        work = {"training": {k: [] for k in variants}, "sampling": {k: [] for k in (*SAMPLING, AMORTISED)}}
-        for _ in range(rounds):  # all variants in turn, and again: a slow minute of the machine hits more than one
+        for kind, variants in (("training", TRAINING), ("sampling", SAMPLING)):
+            variants = variants | (COMPILED if compiled and kind == "training" and case.name == "compact" else {})
+            times = {name: [t for f in found[name] for t in f[kind]] for name in variants if name in found}
+            if kind == "sampling":
+                times[AMORTISED] = [t for f in found["ours"] for t in f["amortised"]]
             for name, variant in variants.items():
-                work["training"][name] += seconds(training_step(case, unet, y, variant), repeats)
+                if name in found:
+                    continue
+                if kind == "training":
+                    times[name] = seconds(training_step(case, unet, y, variant), repeats)
+                else:
+                    times[name] = sampling_times(case, unet, y, variant, repeats)[0]
             unet.zero_grad()
-            for name, variant in SAMPLING.items():
-                later, amortised = sampling_times(case, unet, y, variant, repeats)
-                work["sampling"][name] += later
-                if variant == Variant():
-                    work["sampling"][AMORTISED] += amortised
-        for kind, times in work.items():
-            medians = {name: statistics.median(ts) for name, ts in times.items()}
             batch = case.training_batch if kind == "training" else case.sampling_batch
-            for name, median in medians.items():
+            for name, values in times.items():
+                median = statistics.median(values)
                 row = {"network": case.name, "step": kind, "variant": name, "batch": batch, "seconds": median}
-                row["speedup"] = medians["as published"] / median
+                row["speedup"] = statistics.median(times["as published"]) / median
                 if name != AMORTISED:
-                    row["tflops"] = flops(case, unet, y, (variants | SAMPLING)[name], kind) / median / 1e12
+                    row["tflops"] = flops(case, unet, y, variants[name], kind) / median / 1e12
                 steps.append(row)
-        for name in ("as published", "ours", "ours, gradient checkpointing"):
-            memory.append({"network": case.name, "variant": name, "peak_gb": peak_memory(case, name, quick)})
         rates += measured_rates(case, unet, y, quick)
         print(f"{case.name}: measured", file=sys.stderr, flush=True)
 
@@ -387,12 +404,13 @@ def bench(quick: bool = False, compiled: bool = False) -> dict:
 def main(
     quick: Annotated[bool, typer.Option(help="A tiny network and single repeats: a test of this program.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, of the compact network.")] = False,
-    memory_of: Annotated[str, typer.Option(hidden=True)] = "",
+    apart: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure, print the tables, and write results/bench/DEVICE.json (not with --quick)."""
-    if memory_of:
-        network, name = memory_of.split(":")
-        report_memory(next(case for case in cases(quick) if case.name == network), TRAINING[name])
+    if apart:
+        network, name = apart.split(":")
+        case = next(case for case in cases(quick) if case.name == network)
+        print(json.dumps(measure(case, name, 1 if quick else 2)))
         return
     result = bench(quick, compiled)
     for name in ("steps", "memory", "images_per_second"):

@@ -1,8 +1,10 @@
 """The device that computes, and the precision it computes in."""
 
+import ctypes
 import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -13,6 +15,18 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 def get_device() -> torch.device:
     """The first CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tune_cpu() -> None:
+    """Settings that make a CPU compute faster: no denormal numbers, and freed memory is kept for the next tensor.
+
+    glibc gives large blocks back to the system, which then fills them with zeros anew, page by page.
+    """
+    torch.set_flush_denormal(True)
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+        ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
+        ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 2**20)
 
 
 def training_processes() -> int:
@@ -42,5 +56,8 @@ def peak_memory_gb(device: torch.device) -> float:
     """Peak memory so far in GB: of the GPU, or of this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux; its getrusage begins with the peak of the process that started this one
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

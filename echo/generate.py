@@ -15,7 +15,7 @@ from skimage.io import imread, imsave
 from echo.augment import augment
 from echo.config import PAPER, VIEW_PHASES, Profile
 from echo.dataset import Frames
-from echo.device import autocast, get_device
+from echo.device import autocast, get_device, tune_cpu
 from echo.labels import one_hot, sector_of, to_camus, to_sdm
 from echo.paths import atomic
 from echo.progress import tqdm
@@ -38,6 +38,7 @@ def paint(
         seeds: one for each image.
         options: `scheduler`, `num_inference_steps`, `guidance_scale` or `trajectory`, to depart from the profile.
     """
+    tune_cpu()
     generation, training = profile.generation, profile.training
     name = options.pop("scheduler", generation.scheduler)
     scheduler = make_scheduler(

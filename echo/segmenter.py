@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from echo.camus import Camus
 from echo.config import Profile, SegmenterConfig
 from echo.dataset import Frames
-from echo.device import autocast, get_device
+from echo.device import autocast, get_device, tune_cpu
 from echo.labels import NUM_CAMUS
 from echo.metrics import frame_dice
 from echo.paths import atomic
@@ -93,7 +93,7 @@ def train_segmenter(
     """
     config, device = profile.segmenter, get_device()
     torch.manual_seed(seed)
-    torch.set_flush_denormal(True)
+    tune_cpu()
     weights = folder / "model.safetensors"
     if weights.exists():
         return load_segmenter(config, folder)

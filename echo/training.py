@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from echo.config import Profile, TrainingConfig
 from echo.dataset import Frames
-from echo.device import get_device, supported_precision
+from echo.device import get_device, supported_precision, tune_cpu
 from echo.diffusion import Schedule, build_unet, cosine_schedule, diffusion_loss, q_sample
 from echo.labels import one_hot
 from echo.paths import atomic
@@ -132,7 +132,7 @@ def train(
     if config.batch_size % parts:
         raise ValueError(f"batch_size {config.batch_size} is not divisible by {ranks} processes x {rounds} rounds")
     torch.manual_seed(seed)
-    torch.set_flush_denormal(True)
+    tune_cpu()
     # Channels last: the layout in which CPUs and tensor cores convolve fastest.
     raw = build_unet(profile).to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
