@@ -250,8 +250,7 @@ def measured_rates(case: Case, unet: SemanticUNet, y: Tensor, quick: bool) -> li
     n, rows = case.sampling_batch, []
     classes = torch.zeros(n, dtype=torch.long) if unet.config.num_classes else None
     learned = unet.config.learned_variance
-    # A step costs the same at every t: long runs of the large network are told from short ones.
-    longest = {"ddpm": 100, "fast": 50} if case.name == "compact" else {"ddpm": 20, "fast": 10}
+    longest = {"ddpm": 20, "fast": 10}  # a step costs the same at every t: long runs are told from short ones
     plans = [("ddpm", 1000)] + [(name, steps) for name in FAST for steps in (10, 25, 50)]
     for name, steps in plans:
         measured = 3 if quick else min(steps, longest.get(name, longest["fast"]))
