@@ -44,6 +44,12 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def stop_kernels_too() -> None:
+    """SIGTERM ends a notebook's kernel too, as Ctrl-C does, which a shell's background jobs start out ignoring."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+
+
 @app.command()
 def reproduce(
     profile: ProfileOption = ProfileName.laptop,
@@ -55,8 +61,7 @@ def reproduce(
     """Run the notebooks from raw frames to the Dice table. Called again, it resumes: finished stages are skipped."""
     from echo import reproduce as pipeline
 
-    # A request to end stops the kernel too, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_kernels_too()
     with plain_errors():
         folder = pipeline.reproduce(profile.value, data, run, seed, only.value if only else None)
     if only in (None, Stage.tables):
@@ -77,7 +82,7 @@ def study(
     """Run a study's notebook on a finished run. Called again, it resumes."""
     from echo import reproduce as pipeline
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_kernels_too()
     with plain_errors():
         folder = pipeline.reproduce(profile.value, data, run, seed, name.value)
     typer.echo(folder / pipeline.STUDIES[name.value][0])

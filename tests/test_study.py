@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from echo import study
+from echo.dataset import Frames
 from echo.segmenter import build_segmenter
 
 
@@ -17,7 +18,8 @@ def judge(smoke):
 
 def test_study_resumes_and_covers_every_setting(frames, smoke, random_unet, judge, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SCHEDULERS", ("ddim", "heun"))
-    profile = replace(smoke, generation=replace(smoke.generation, num_inference_steps=2, batch_size=3))
+    generation = replace(smoke.generation, scheduler="ddim", num_inference_steps=2, batch_size=3)
+    profile = replace(smoke, generation=generation)
     models, file = dict.fromkeys(range(4), random_unet), tmp_path / "settings.csv"
     table = study.sampler_study(models, frames["validation"], judge, profile, file, seed=0)
     keys = ["sampler", "steps", "guidance_scale"]
@@ -48,7 +50,12 @@ def test_real_images_judged_as_synthetic_are_at_no_distance(frames, judge):
 
 
 def test_image_quality_finds_copies_and_little_else_between_real_patients(frames, judge):
-    training, real = frames["training"], frames["validation"]
+    # Two patients in each: pairs of one view and phase are compared.
+    training, first, other = frames["training"].select(np.arange(4, 12)), frames["training"], frames["validation"]
+    real = Frames(
+        *(np.concatenate([getattr(f, k)[:4] for f in (first, other)]) for k in ("images", "labels", "sdm_labels")),
+        pd.concat([first.index[:4], other.index[:4]], ignore_index=True),
+    )
     honest = study.image_quality(real, real, training, judge, seed=0)
     rows = honest["quality"].set_index("measure")
     np.testing.assert_allclose(
