@@ -306,9 +306,9 @@ def sampler_study_stage(run: Run) -> None:
         if work:
             models = generate.load_models(run.folder / "diffusion", run.profile)
             file = home_of(run, "sampler") / "settings.csv"
-            validation = data_stage(run)[1]
-            study.sampler_study(models, validation, load_segmenter(run, "real"), run.profile, file, run.seed)
-            real = study.references(*data_stage(run), load_segmenter(run, "real"))
+            (training, validation), judge = data_stage(run), load_segmenter(run, "real")
+            study.sampler_study(models, validation, judge, run.profile, file, run.seed)
+            real = study.references(training, validation, judge)
             with atomic(file.with_name("references.csv")) as temporary:
                 real.to_frame("value").to_csv(temporary, index_label="measure", float_format="%.6g")
 

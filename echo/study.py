@@ -128,12 +128,8 @@ def image_quality(
     found = {
         name: features(segmenter, f.images) for name, f in (*sets.items(), ("others", others), ("training", training))
     }
-    rows = {
-        f"Dice of {name}, %": {
-            k: frame_dice(predict(segmenter, f.images), f.labels)[name].mean() * 100 for k, f in sets.items()
-        }
-        for name in STRUCTURES
-    }
+    dice = {k: frame_dice(predict(segmenter, f.images), f.labels).mean() * 100 for k, f in sets.items()}
+    rows = {f"Dice of {name}, %": {k: values[name] for k, values in dice.items()} for name in STRUCTURES}
     for name, distance in (("Fréchet distance", frechet_distance), ("kernel distance", kernel_distance)):
         rows[name] = {
             "synthetic": distance(found["synthetic"], found["real"]),
