@@ -4,7 +4,7 @@ The heart moves and the sector stays: the sector belongs to the probe, not to th
 where it fails, redrawn; the released code's elastic warp may fold and tear structures.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,11 @@ ELASTIC_TRIES = 50
 
 @dataclass(frozen=True)
 class AugmentedMap:
-    """`label` (S, S) CAMUS classes; `rejected`: draws thrown away before it."""
+    """`label` (S, S) CAMUS classes; `rejected`: draws thrown away before it; `parameters`: what was drawn, by name."""
 
     label: NDArray[np.uint8]
     rejected: int
+    parameters: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -134,5 +135,6 @@ def augment(
         new = warp(label, coordinates)
         fault = anatomy_fault(new, label)
         if fault is None:
-            return AugmentedMap(new, rejected)
+            bend = float(np.hypot(*field).max()) / size
+            return AugmentedMap(new, rejected, asdict(affine) | {"bend": bend})
     raise ValueError(f"no plausible augmentation in {tries} draws: {fault}")
