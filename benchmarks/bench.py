@@ -272,26 +272,26 @@ def measured_rates(case: Case, unet: SemanticUNet, y: Tensor, quick: bool) -> li
     return rows
 
 
-def measured_apart(case: Case, name: str, quick: bool) -> dict:
-    """`measure` in a process of its own, whose memory no other variant has shaped."""
-    command = [sys.executable, "-m", "benchmarks.bench", "--apart", f"{case.name}:{name}"]
+def measured_apart(case: Case, name: str, kind: str, quick: bool) -> dict:
+    """`measure` in a process of its own, whose memory nothing else has shaped: a sampler does not train first."""
+    command = [sys.executable, "-m", "benchmarks.bench", "--apart", f"{case.name}:{name}:{kind}"]
     done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(case: Case, name: str, repeats: int) -> dict:
-    """Times of training and sampling steps, and the peak memory of training in GB, above what this process held."""
+def measure(case: Case, name: str, kind: str, repeats: int) -> dict:
+    """Times of "training" or "sampling" steps; of training, its peak memory in GB, above what this process held."""
     variant, device = TRAINING[name], get_device()
     if variant != BASELINE:
         tune_cpu()
     y = label_maps(case, max(case.training_batch, case.sampling_batch))
     before = psutil.Process().memory_info().rss / 1e9 if device.type == "cpu" else 0.0
     unet = case.build()
-    result = {"training": seconds(training_step(case, unet, y, variant), repeats)}
-    result["peak_gb"] = peak_memory_gb(device) - before
-    unet.zero_grad()
-    result["sampling"], result["amortised"] = sampling_times(case, unet, y, variant, repeats)
-    return result
+    if kind == "sampling":
+        times, amortised = sampling_times(case, unet, y, variant, repeats)
+        return {"sampling": times, "amortised": amortised}
+    times = seconds(training_step(case, unet, y, variant), repeats)
+    return {"training": times, "peak_gb": peak_memory_gb(device) - before}
 
 
 def paper_estimate(batch: int = 12) -> dict[str, float]:
@@ -339,8 +339,8 @@ def markdown(rows: list[dict]) -> str:
 def bench(quick: bool = False, compiled: bool = False) -> dict:
     """All measurements: `device`, the three ratios of the paper-type network, and the rows behind them.
 
-    The published way, ours, and ours with gradient checkpointing are measured each in processes of their own, in turn;
-    what each part of ours gains, in one process.
+    The published way, ours, and ours with gradient checkpointing are measured each in processes of their own, in turn,
+    training apart from sampling; what each part of ours gains, in one process.
     """
     rounds, repeats = (1, 1) if quick else (2, 2)
     result = {"device": device_name(), "cores": torch.get_num_threads(), "torch": version("torch")}
@@ -350,20 +350,25 @@ def bench(quick: bool = False, compiled: bool = False) -> dict:
     tune_cpu()
     for case in cases(quick):
         found = {name: [] for name in apart}
-        for _ in range(rounds):
-            for name in apart[:2]:
-                found[name].append(measured_apart(case, name, quick))
-        found[apart[2]].append(measured_apart(case, apart[2], quick))
+        for kind in ("training", "sampling"):
+            for _ in range(rounds):
+                for name in apart[:2]:
+                    found[name].append(measured_apart(case, name, kind, quick))
+        found[apart[2]].append(measured_apart(case, apart[2], "training", quick))
         memory += [
-            {"network": case.name, "variant": name, "peak_gb": statistics.median(f["peak_gb"] for f in facts)}
+            {
+                "network": case.name,
+                "variant": name,
+                "peak_gb": statistics.median(f["peak_gb"] for f in facts if "peak_gb" in f),
+            }
             for name, facts in found.items()
         ]
         unet, y = case.build(), label_maps(case, max(case.training_batch, case.sampling_batch))
         for kind, variants in (("training", TRAINING), ("sampling", SAMPLING)):
             variants = variants | (COMPILED if compiled and kind == "training" and case.name == "compact" else {})
-            times = {name: [t for f in found[name] for t in f[kind]] for name in variants if name in found}
+            times = {name: [t for f in found[name] for t in f.get(kind, [])] for name in variants if name in found}
             if kind == "sampling":
-                times[AMORTISED] = [t for f in found["ours"] for t in f["amortised"]]
+                times[AMORTISED] = [t for f in found["ours"] for t in f.get("amortised", [])]
             for name, variant in variants.items():
                 if name in found:
                     continue
@@ -407,9 +412,9 @@ def main(
 ) -> None:
     """Measure, print the tables, and write results/bench/DEVICE.json (not with --quick)."""
     if apart:
-        network, name = apart.split(":")
+        network, name, kind = apart.split(":")
         case = next(case for case in cases(quick) if case.name == network)
-        print(json.dumps(measure(case, name, 1 if quick else 2)))
+        print(json.dumps(measure(case, name, kind, 1 if quick else 2)))
         return
     result = bench(quick, compiled)
     for name in ("steps", "memory", "images_per_second"):

@@ -24,9 +24,9 @@ def tune_cpu() -> None:
     """
     torch.set_flush_denormal(True)
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+        trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
         ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
-        ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 2**20)
+        ctypes.CDLL(None).mallopt(mmap_max, 0)
 
 
 def training_processes() -> int:

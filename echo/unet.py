@@ -115,11 +115,12 @@ class SpadeResBlock(ResBlock):
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of (B, heads, N, d), by a flash kernel where that is the faster.
 
-    On a CPU, written out, it is about twice as fast. Its N x N weights are small at the sizes that attend, but a
-    backward pass would keep them.
+    On a CPU, written out image by image, so that an image's N x N weights stay in the cache, it is about 2.5 times as
+    fast; but a backward pass would keep them.
     """
     if q.device.type == "cpu" and q.shape[2] <= 1024 and not torch.is_grad_enabled():
-        return (q @ (k * q.shape[3] ** -0.5).transpose(2, 3)).softmax(-1) @ v
+        k = (k * q.shape[3] ** -0.5).transpose(2, 3)
+        return torch.stack([(q_i @ k_i).softmax(-1) @ v_i for q_i, k_i, v_i in zip(q, k, v, strict=True)])
     return F.scaled_dot_product_attention(q, k, v)
 
 
