@@ -91,6 +91,11 @@ class SegmenterConfig:
     rotation_deg: float = 10.0
     translation: float = 0.2
     scale: tuple[float, float] = (0.8, 1.2)
+    ultrasound: float = 0.0  # probability of each of `echo.segmenter.ultrasound`'s changes; not in the paper
+    ema_decay: float = 0.0  # of an average of the weights; not in the paper
+    flip_test: bool = False  # average with the mirrored image's prediction; not in the paper
+    finetune_steps: float = 0.5  # of a second training on real frames, as fractions of the first's
+    finetune_rate: float = 0.25
     validate_every: int = 2250
     seeds: int = 3
 
@@ -102,6 +107,20 @@ class StudyConfig:
     steps: tuple[int, ...] = (5, 10, 25, 50, 100)
     ddpm_steps: int = 1000
     guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """What the study of notebook 09 trains beside the main table's rows."""
+
+    synthetic_shares: tuple[float, ...] = (0.125, 0.25, 0.5)  # of the synthetic images
+    real_shares: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5)  # of the training patients
+    own_shares: tuple[float, ...] = (0.05, 0.1)  # with a generator trained on those patients alone,
+    own_steps: float = 0.4  # in this part of the full generator's steps
+    generator_again: bool = True  # a second seed of the full generator
+
+
+EQUIVALENCE_MARGIN = 2.0  # Dice points within which synthetic images are said to replace real ones; set before looking
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,9 @@ class Profile:
     augmentation: AugmentationConfig = AugmentationConfig()
     generation: GenerationConfig = GenerationConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
+    other_segmenter: SegmenterConfig = SegmenterConfig()  # the other recipe, which the tables show beside it
     study: StudyConfig = StudyConfig()
+    grid: GridConfig = GridConfig()
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -174,6 +195,8 @@ CPU = Profile(
         validate_every=200,
         seeds=1,
     ),
+    # The paper's recipe at this size: as many of its levels as 56 pixels have, in batches.
+    other_segmenter=SegmenterConfig(channels=(8, 16, 32, 64), steps=2600, batch_size=24, validate_every=200),
 )
 
 LAPTOP = replace(
@@ -185,6 +208,7 @@ LAPTOP = replace(
     training=replace(CPU.training, steps=1000, label_dropout=0.1, validate_every=100),
     generation=replace(CPU.generation, images=720, validation_images=80),
     segmenter=replace(CPU.segmenter, channels=(16, 32, 64, 128), steps=1000, validate_every=100),
+    other_segmenter=replace(CPU.other_segmenter, steps=1000, validate_every=100),
 )
 
 SMOKE = replace(
@@ -196,6 +220,8 @@ SMOKE = replace(
     training=replace(LAPTOP.training, steps=12, batch_size=4, warmup_steps=2, validate_every=6),
     generation=replace(LAPTOP.generation, images=8, validation_images=4, num_inference_steps=2, batch_size=4),
     segmenter=replace(LAPTOP.segmenter, channels=(8, 16, 32), steps=12, batch_size=4, validate_every=6),
+    other_segmenter=replace(LAPTOP.other_segmenter, channels=(4, 8, 16), steps=6, batch_size=4, validate_every=6),
+    grid=GridConfig(synthetic_shares=(0.5,), real_shares=(0.5,), own_shares=(0.5,)),
     study=StudyConfig(steps=(1, 2), ddpm_steps=3, guidance=(1.0, 2.0)),
 )
 
@@ -224,6 +250,7 @@ GPU = replace(
     ),
     generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=25, batch_size=128),
     segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=6000, batch_size=32, seeds=3),
+    other_segmenter=replace(CPU.other_segmenter, channels=(4, 8, 16, 32, 64, 128, 256), steps=6000, batch_size=32),
 )
 
 PROFILES = {p.name: p for p in (SMOKE, LAPTOP, CPU, GPU, PAPER)}

@@ -27,7 +27,7 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
-from echo import camus, dataset, figures, generate, segmenter, study, tables, training
+from echo import camus, dataset, figures, generate, grid, segmenter, study, tables
 from echo.config import Profile, get_profile
 from echo.device import get_device, peak_memory_gb, training_processes
 from echo.paths import FIGURES, REPOSITORY, RESULTS, atomic, begin, digest, finish, is_done, read_json, write_json
@@ -42,7 +42,6 @@ STAGES = {
 }
 # Studies beside the pipeline, which start from a finished run.
 STUDIES = {"sampler": ("sampler_study", "06_sampler_study"), "quality": ("image_quality", "08_image_quality")}
-TRAINING_SETS = ("real", "synthetic")
 PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
 DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
 
@@ -130,7 +129,7 @@ def inputs_of(run: Run, name: str) -> str:
     settings = {
         "diffusion": (p.unet, p.training, p.per_view_phase),
         "generation": (p.augmentation, p.generation),
-        "segmentation": (p.segmenter,),
+        "segmentation": (p.segmenter, p.other_segmenter),
         "tables": (),
         "sampler": (p.study,),
         "quality": (),
@@ -232,11 +231,7 @@ def diffusion_stage(run: Run) -> None:
     with stage(run, "diffusion") as work:
         if not work:
             return
-        groups = generate.model_groups(run.profile)
-        for group in dict.fromkeys(groups):
-            members = [k for k, name in enumerate(groups) if name == group]
-            parts = [f.select(f.index["class_label"].isin(members).to_numpy()) for f in frames]
-            training.train(run.profile, *parts, run.folder / "diffusion" / group, run.seed)
+        grid.train_generator(run.profile, *frames, run.folder / "diffusion", run.seed)
 
 
 def generation_stage(run: Run) -> None:
@@ -247,35 +242,47 @@ def generation_stage(run: Run) -> None:
             generate.generate(models, *data_stage(run), run.profile, run.folder / "synthetic", run.seed)
 
 
-def segmenter_folder(run: Run, training_set: str, seed: int) -> Path:
-    """Where a segmenter is kept."""
-    return run.folder / "segmenter" / f"{training_set}-{seed}"
+def segmenter_folder(run: Run, row: str, seed: int) -> Path:
+    """Where the segmenter of a row of the main table is kept."""
+    return run.folder / "segmenter" / grid.Cell(row, seed).name
 
 
-def segmenter_frames(run: Run, training_set: str) -> tuple[dataset.Frames, dataset.Frames]:
-    """Training and validation frames of "real" or "synthetic"; the latter holds no real image in either."""
-    if training_set == "real":
-        return data_stage(run)
-    return tuple(generate.load_synthetic(run.folder / "synthetic", split) for split in ("training", "validation"))
+def train_cells(run: Run, cells: list[grid.Cell], folder: Path) -> None:
+    """Train the segmenters of some cells of the grid into `folder`; those that are there are kept."""
+    real = data_stage(run)
+
+    def synthetic(generator: str) -> Path:
+        if generator == "run":
+            return run.folder / "synthetic"
+        return grid.other_generator(generator, run.profile, *real, home_of(run, "grid") / "generators", run.seed)
+
+    for cell in cells:
+        grid.train_cell(cell, run.profile, real, synthetic, folder, run.seed)
 
 
 def segmentation_stage(run: Run) -> None:
-    """Train the segmenters: each training set, each seed."""
-    config = run.profile.segmenter
+    """Train the segmenters of the main table: each row, each seed."""
     with stage(run, "segmentation") as work:
-        if not work:
-            return
-        for training_set in TRAINING_SETS:
-            frames = segmenter_frames(run, training_set)
-            for seed in range(run.seed, run.seed + config.seeds):
-                folder = segmenter_folder(run, training_set, seed)
-                segmenter.train_segmenter(run.profile, *frames, folder, seed, f"segmenter, {training_set} {seed}")
+        if work:
+            train_cells(run, grid.main_cells(run.profile, run.seed), run.folder / "segmenter")
 
 
-def load_segmenter(run: Run, training_set: str, seed: int | None = None) -> torch.nn.Module:
-    """A trained segmenter, by default that of the run's first seed."""
-    folder = segmenter_folder(run, training_set, run.seed if seed is None else seed)
+def load_segmenter(run: Run, row: str, seed: int | None = None) -> torch.nn.Module:
+    """A trained segmenter of the profile's own recipe, by default that of the run's first seed."""
+    folder = segmenter_folder(run, row, run.seed if seed is None else seed)
     return segmenter.load_segmenter(run.profile.segmenter, folder)
+
+
+def score_cells(run: Run, cells: list[grid.Cell], folder: Path) -> pd.DataFrame:
+    """Score the segmenters of some cells, kept in `folder`, on the real test frames: one row a frame."""
+    scores, raw = [], raw_data(run)
+    for cell in cells:
+        network = segmenter.load_segmenter(grid.recipe(cell, run.profile), folder / cell.name)
+        frames = segmenter.score(network, raw, raw.patients("testing"), run.profile.image_size)
+        frames.insert(0, "train", cell.row)
+        frames.insert(1, "seed", cell.seed)
+        scores.append(frames)
+    return pd.concat(scores, ignore_index=True)
 
 
 def tables_stage(run: Run) -> None:
@@ -283,15 +290,8 @@ def tables_stage(run: Run) -> None:
     with stage(run, "tables") as work:
         if not work:
             return
-        folder, scores, raw = run.folder / "tables", [], raw_data(run)
-        for training_set in TRAINING_SETS:
-            for seed in range(run.seed, run.seed + run.profile.segmenter.seeds):
-                network = load_segmenter(run, training_set, seed)
-                frames = segmenter.score(network, raw, raw.patients("testing"), run.profile.image_size)
-                frames.insert(0, "train", training_set)
-                frames.insert(1, "seed", seed)
-                scores.append(frames)
-        frames = pd.concat(scores, ignore_index=True)
+        folder = run.folder / "tables"
+        frames = score_cells(run, grid.main_cells(run.profile, run.seed), run.folder / "segmenter")
         dice = tables.dice_table(frames)
         for name, table in (("dice_frames", frames.round(5)), ("dice", dice)):
             with atomic(folder / f"{name}.csv") as temporary:

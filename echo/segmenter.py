@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from diffusers.training_utils import EMAModel
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlipd
@@ -63,66 +64,134 @@ def to_input(images: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(images)).float()[:, None] / 255
 
 
+def ultrasound(images: torch.Tensor, probability: float, rng: np.random.Generator) -> torch.Tensor:
+    """What a scanner, a chest and a patient do to an echo, drawn anew for each of images (B, 1, S, S) in [0, 1].
+
+    Each happens with this probability: speckle (grains of 2 pixels, sd up to 0.2 of the grey level), a gain that
+    changes with depth (by up to a factor 1.6 at the bottom), the shadow of a rib (a beam darkened by up to 90 %), haze
+    (smooth clutter of up to 0.25). What is black outside the sector stays so.
+    """
+    b, _, size, _ = images.shape
+
+    def drawn(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (b, 1, *(shape or (1, 1))))).float()
+
+    def sometimes(strength: torch.Tensor) -> torch.Tensor:
+        return strength * (drawn(0, 1) < probability)
+
+    def smooth(side: int) -> torch.Tensor:
+        """Noise in [-1, 1] that varies over S / side pixels."""
+        return F.interpolate(drawn(-1, 1, side, side), size=(size, size), mode="bilinear", align_corners=False)
+
+    depth = torch.linspace(0, 1, size)[:, None]
+    angle = torch.atan2(torch.linspace(-0.5, 0.5, size)[None, :], depth + 0.05)  # of the beam, from the probe
+    rib = torch.exp(-(((angle - drawn(-0.6, 0.6)) / drawn(0.04, 0.15)) ** 2))
+    inside = F.max_pool2d(images, 5, 1, 2) > 0.02
+    images = images * (1 + sometimes(drawn(0, 0.35)) * smooth(size // 2))
+    images = images * torch.exp(sometimes(drawn(-0.5, 0.5)) * depth) * (1 - sometimes(drawn(0.2, 0.9)) * rib)
+    return (images + sometimes(drawn(0, 0.25)) * smooth(4).clamp(min=0) * inside).clamp(0, 1)
+
+
 @torch.no_grad()
 def predict(
-    network: UNet, images: NDArray[np.uint8], shape: tuple[int, int] | None = None, batch_size: int = 64
+    network: UNet,
+    images: NDArray[np.uint8],
+    shape: tuple[int, int] | None = None,
+    batch_size: int = 64,
+    flip: bool = False,
 ) -> NDArray[np.uint8]:
     """Label maps uint8 (B, *shape) for images uint8 (B, S, S).
 
     Where `shape` differs from the images', the logits are interpolated to it before the class is taken, which keeps
-    borders smooth.
+    borders smooth. With `flip` they are averaged with those of the mirrored image: for networks trained on mirrored
+    images too.
     """
     network.eval()
     device = next(network.parameters()).device
     labels = []
     for first in range(0, len(images), batch_size):
-        logits = network(to_input(images[first : first + batch_size]).to(device))
+        batch = to_input(images[first : first + batch_size]).to(device)
+        logits = network(batch)
+        if flip:
+            logits = (logits.softmax(1) + network(batch.flip(-1)).flip(-1).softmax(1)) / 2
         if shape is not None and logits.shape[2:] != shape:
             logits = F.interpolate(logits, size=shape, mode="bilinear", align_corners=False)
         labels.append(logits.argmax(1).to(torch.uint8).cpu())
     return torch.cat(labels).numpy()
 
 
-def train_segmenter(
-    profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int, name: str = "segmenter"
-) -> UNet:
-    """Train on one set of frames and keep the weights that are best on the other; `folder` gets `model.safetensors`
-    and `log.csv` (step, loss, and validation Dice in % of the three structures and their mean).
+def draw_samples(
+    sets: list[Frames], config: SegmenterConfig, transform: Compose, seed: int, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The augmented batch of a step, a function of seed and step: images (B, 1, S, S) in [0, 1], labels likewise.
 
-    Validation images are not augmented. A finished training in `folder` is loaded instead.
+    Each of several sets of frames fills an equal part of it, whatever their sizes.
+    """
+    rng = np.random.default_rng((seed, 0x5E6, step))
+    transform.set_random_state(int(rng.integers(2**31)))
+    samples = []
+    for k, frames in enumerate(sets):
+        rows = rng.integers(len(frames), size=(config.batch_size + k) // len(sets))
+        labels = torch.from_numpy(frames.labels[rows])[:, None].float()
+        samples += [
+            transform({"image": image, "label": label})
+            for image, label in zip(to_input(frames.images[rows]), labels, strict=True)
+        ]
+    image, label = (torch.stack([s[key].as_tensor() for s in samples]) for key in ("image", "label"))
+    return ultrasound(image, config.ultrasound, rng) if config.ultrasound else image, label
+
+
+def train_segmenter(
+    profile: Profile,
+    training: Frames | list[Frames],
+    validation: Frames,
+    folder: Path,
+    seed: int,
+    name: str = "segmenter",
+    start: UNet | None = None,
+) -> UNet:
+    """Train on some frames and keep the weights that are best on others; `folder` gets `model.safetensors` and
+    `log.csv` (step, loss, and validation Dice in % of the three structures and their mean).
+
+    Validation images are not augmented. A finished training in `folder` is loaded, an interrupted one goes on from its
+    last validation and ends in the same weights.
+
+    Args:
+        training: one set of frames, or several, which share every batch equally.
+        start: a trained network to fine-tune, with `finetune_steps` and `finetune_rate` of the config.
     """
     config, device = profile.segmenter, get_device()
+    sets = [training] if isinstance(training, Frames) else training
     torch.manual_seed(seed)
     tune_cpu()
-    weights = folder / "model.safetensors"
+    weights, checkpoint = folder / "model.safetensors", folder / "checkpoint.pt"
     if weights.exists():
         return load_segmenter(config, folder)
     network = build_segmenter(config).to(device, memory_format=torch.channels_last)
+    steps, (high, low) = config.steps, config.learning_rate
+    if start is not None:
+        network.load_state_dict(start.state_dict())
+        steps, high = round(steps * config.finetune_steps), high * config.finetune_rate
 
-    high, low = config.learning_rate
     optimizer = torch.optim.AdamW(network.parameters(), lr=high, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.steps, eta_min=low)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=min(low, high))
+    # Without an average its decay is 0, and it is the network itself.
+    ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     loss_function = {
         "dice_ce": DiceCELoss(softmax=True, to_onehot_y=True, include_background=False),
         "ce": lambda logits, label: F.cross_entropy(logits, label[:, 0].long()),
     }[config.loss]
-    transform = augmentation(config, training.images.shape[-1]).set_random_state(seed)
-    rng = np.random.default_rng((seed, 0x5E6))
-    log, losses, best, best_state = [], [], -1.0, {}
-    bar = tqdm(total=config.steps, desc=name, unit="step")
-    for step in range(1, config.steps + 1):
+    transform = augmentation(config, sets[0].images.shape[-1])
+    first, log, losses, best, best_state = 0, [], [], -1.0, {}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        for part, key in ((network, "network"), (optimizer, "optimizer"), (schedule, "schedule"), (ema, "ema")):
+            part.load_state_dict(state[key])
+        first, log, best, best_state = (state[key] for key in ("step", "log", "best", "best_state"))
+    bar = tqdm(total=steps, initial=first, desc=name, unit="step")
+    for step in range(first + 1, steps + 1):
         network.train()
-        rows = rng.integers(len(training), size=config.batch_size)
-        samples = [
-            transform({"image": image, "label": label})
-            for image, label in zip(
-                to_input(training.images[rows]),
-                torch.from_numpy(training.labels[rows])[:, None].float(),
-                strict=True,
-            )
-        ]
-        image = torch.stack([s["image"].as_tensor() for s in samples]).to(device)
-        label = torch.stack([s["label"].as_tensor() for s in samples]).to(device)
+        image, label = (part.to(device) for part in draw_samples(sets, config, transform, seed, step))
         with autocast(config.precision, device):
             logits = network(image.contiguous(memory_format=torch.channels_last))
         loss = loss_function(logits.float(), label)
@@ -130,23 +199,34 @@ def train_segmenter(
         loss.backward()
         optimizer.step()
         schedule.step()
+        ema.step(network.parameters())
         losses.append(loss.item())
         bar.update()
-        if step % config.validate_every == 0 or step == config.steps:
-            dice = frame_dice(predict(network, validation.images), validation.labels).mean() * 100
-            log.append({"step": step, "loss": float(np.mean(losses)), **dice.round(3), "mean": float(dice.mean())})
-            losses = []
+        if step % config.validate_every == 0 or step == steps:
+            ema.store(network.parameters())
+            ema.copy_to(network.parameters())
+            found = predict(network, validation.images, flip=config.flip_test)
+            dice = frame_dice(found, validation.labels).mean() * 100
+            row = {name: round(float(value), 3) for name, value in dice.items()} | {"mean": float(dice.mean())}
+            log.append({"step": step, "loss": float(np.mean(losses))} | row)
+            losses.clear()
             bar.set_postfix(validation_dice=f"{dice.mean():.1f}")
             if dice.mean() > best:
-                best = dice.mean()
+                best = float(dice.mean())
                 best_state = {
                     k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
                 }
+            ema.restore(network.parameters())
+            state = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
+            state = {key: part.state_dict() for key, part in state.items()}
+            with atomic(checkpoint) as temporary:
+                torch.save(state | {"step": step, "log": log, "best": best, "best_state": best_state}, temporary)
     bar.close()
     with atomic(folder / "log.csv") as temporary:
         pd.DataFrame(log).to_csv(temporary, index=False)
     with atomic(weights) as temporary:
         save_file(best_state, temporary)
+    checkpoint.unlink()
     network.load_state_dict(best_state)
     return network.eval()
 

@@ -49,6 +49,63 @@ def test_training_is_seeded_kept_and_better_than_chance(frames, smoke, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
 
 
+def test_an_interrupted_training_ends_in_the_same_weights(frames, smoke, tmp_path, monkeypatch):
+    config = replace(smoke.segmenter, steps=30, validate_every=10, ema_decay=0.9, ultrasound=0.5)
+    profile, parts = replace(smoke, segmenter=config), (frames["training"], frames["validation"])
+    whole = segmenter.train_segmenter(profile, *parts, tmp_path / "a", seed=0)
+    draw = segmenter.draw_samples
+
+    def stops(*arguments):
+        if arguments[-1] == 17:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(segmenter, "draw_samples", stops)
+    with pytest.raises(KeyboardInterrupt):
+        segmenter.train_segmenter(profile, *parts, tmp_path / "b", seed=0)
+    steps = []
+    monkeypatch.setattr(segmenter, "draw_samples", lambda *a: steps.append(a[-1]) or draw(*a))
+    resumed = segmenter.train_segmenter(profile, *parts, tmp_path / "b", seed=0)
+    assert steps == list(range(11, 31))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert (tmp_path / "a" / "log.csv").read_bytes() == (tmp_path / "b" / "log.csv").read_bytes()
+    assert not list((tmp_path / "b").glob("*.pt"))
+
+
+def test_fine_tuning_starts_from_a_network_and_takes_smaller_steps(frames, smoke, tmp_path):
+    parts = frames["training"], frames["validation"]
+    first = segmenter.train_segmenter(smoke, *parts, tmp_path / "a", seed=0)
+    gentle = replace(smoke, segmenter=replace(smoke.segmenter, finetune_rate=1e-6, learning_rate=(1e-3, 1e-9)))
+    second = segmenter.train_segmenter(gentle, *parts, tmp_path / "b", seed=1, start=first)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert pd.read_csv(tmp_path / "b" / "log.csv")["step"].max() == smoke.segmenter.steps / 2
+
+
+def test_ultrasound_changes_grey_levels_within_the_sector_alone():
+    images = torch.zeros(40, 1, 48, 48)
+    images[:, :, 8:40, 8:40] = 0.5
+    rng = np.random.default_rng(0)
+    changed = segmenter.ultrasound(images, 0.3, rng)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert (changed[:, :, :4] == 0).all()
+    untouched = (changed == images).flatten(1).all(1).float().mean()
+    assert 0.05 < untouched < 0.6  # 0.7 ** 4
+    assert torch.equal(segmenter.ultrasound(images, 0.0, rng), images)
+    shadows = segmenter.ultrasound(images, 1.0, rng)[:, 0, 8:40, 8:40]
+    assert shadows.std() > 0.05
+
+
+def test_flipped_prediction_is_symmetric(smoke):
+    torch.manual_seed(0)
+    network = segmenter.build_segmenter(smoke.segmenter).eval()
+    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32), dtype=np.uint8)
+    plain, both = (segmenter.predict(network, images, flip=flip) for flip in (False, True))
+    assert not np.array_equal(plain, both)
+    assert np.array_equal(both, segmenter.predict(network, images[:, :, ::-1].copy(), flip=True)[:, :, ::-1])
+
+
 def test_missing_segmenter_is_named(smoke, tmp_path):
     with pytest.raises(FileNotFoundError, match="no segmenter; run notebook 04"):
         segmenter.load_segmenter(smoke.segmenter, tmp_path)

@@ -1,0 +1,166 @@
+"""The experiment grid: every training of a segmenter that the tables compare, declared in one place.
+
+A row of a table is a kind of training set; a cell is one training, a row with one seed.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from monai.networks.nets import UNet
+
+from echo.config import Profile, SegmenterConfig
+from echo.dataset import Frames
+from echo.generate import generate, load_models, load_synthetic, model_groups
+from echo.segmenter import train_segmenter
+from echo.training import train
+
+OWN = "own"  # the generator that is trained on the very patients a cell is
+
+
+def percent(share: float) -> str:
+    """0.125 as "12.5%"."""
+    return f"{100 * share:g}%"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        row: its name in the tables.
+        seed: of the segmenter.
+        real, synthetic: shares of the training patients, and of the synthetic images, that it sees.
+        finetuned: on the synthetic images first, then on the real ones; else on both at once, half a batch each.
+        recipe: "own" is the profile's `segmenter`, "other" its `other_segmenter`.
+        generator: what painted the synthetic images: "run", the run's own; "again", the same with another seed; "own",
+            one that was trained on this cell's patients alone.
+    """
+
+    row: str
+    seed: int
+    real: float = 0.0
+    synthetic: float = 0.0
+    finetuned: bool = False
+    recipe: str = "own"
+    generator: str = "run"
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{re.sub(r'[^a-z0-9.]+', '-', self.row.lower()).strip('-')}-{self.seed}"
+
+
+def main_cells(profile: Profile, seed: int) -> list[Cell]:
+    """The rows of the main table, each with every seed: real only, synthetic only, both, synthetic and then real; and
+    the first two by the other recipe."""
+    rows = [
+        Cell("real", 0, real=1.0),
+        Cell("synthetic", 0, synthetic=1.0),
+        Cell("both", 0, real=1.0, synthetic=1.0),
+        Cell("finetuned", 0, real=1.0, synthetic=1.0, finetuned=True),
+        Cell("real, other recipe", 0, real=1.0, recipe="other"),
+        Cell("synthetic, other recipe", 0, synthetic=1.0, recipe="other"),
+    ]
+    seeds = range(seed, seed + profile.segmenter.seeds)
+    return [replace(row, seed=s) for row in rows for s in seeds]
+
+
+def study_cells(profile: Profile, seed: int) -> list[Cell]:
+    """What the study of notebook 09 adds: fewer synthetic images; fewer patients, with and without synthetic images of
+    the run's generator, and of one trained on those patients alone; and a second seed of the generator."""
+    grid = profile.grid
+    cells = [Cell(f"synthetic {percent(share)}", seed, synthetic=share) for share in grid.synthetic_shares]
+    for share in grid.real_shares:
+        cells.append(Cell(f"real {percent(share)}", seed, real=share))
+        cells.append(Cell(f"real {percent(share)} + synthetic", seed, real=share, synthetic=1.0))
+    for share in grid.own_shares:
+        cells.append(Cell(f"synthetic of {percent(share)}", seed, 0.0, 1.0, generator=f"{OWN} {share}"))
+        cells.append(
+            Cell(f"real {percent(share)} + synthetic of {percent(share)}", seed, share, 1.0, generator=f"{OWN} {share}")
+        )
+    again = Cell("synthetic, generator again", seed, synthetic=1.0, generator="again")
+    return cells + [again] * grid.generator_again
+
+
+def some_patients(frames: Frames, share: float, seed: int) -> Frames:
+    """The frames of a share of the patients, two at least. Smaller shares are part of larger ones."""
+    patients = np.random.default_rng((seed, 0x9A7)).permutation(frames.index["patient"].unique())
+    chosen = patients[: max(2, round(share * len(patients)))]
+    return frames.select(frames.index["patient"].isin(chosen).to_numpy())
+
+
+def recipe(cell: Cell, profile: Profile) -> SegmenterConfig:
+    """The segmenter of a cell."""
+    return profile.segmenter if cell.recipe == "own" else profile.other_segmenter
+
+
+def train_cell(
+    cell: Cell,
+    profile: Profile,
+    real: tuple[Frames, Frames],
+    synthetic: Callable[[str], Path],
+    segmenters: Path,
+    seed: int,
+) -> UNet:
+    """Train a cell's segmenter, or load it.
+
+    A cell that sees no real image chooses its best epoch on synthetic images too; one with a share of the patients, on
+    that share of the validation patients.
+
+    Args:
+        real: training and validation frames, all of them.
+        synthetic: the folder of the synthetic set of a `Cell.generator`, made when it is missing.
+        segmenters: the folder to keep networks in.
+        seed: of the run; it chooses the patients of a share.
+    """
+    profile = replace(profile, segmenter=recipe(cell, profile))
+    sets, validation, start = [], None, None
+    if cell.synthetic:
+        painted = [load_synthetic(synthetic(cell.generator), split) for split in ("training", "validation")]
+        # The plan is sorted by view and phase, so every k-th row is a fair share of each.
+        rows = np.arange(0, len(painted[0]), round(1 / cell.synthetic))
+        sets, validation = [painted[0].select(rows)], painted[1]
+    if cell.finetuned:
+        first = replace(cell, row="synthetic", real=0.0, finetuned=False)
+        start = train_cell(first, profile, real, synthetic, segmenters, seed)
+        sets = []
+    if cell.real:
+        sets = [some_patients(real[0], cell.real, seed), *sets]
+        validation = some_patients(real[1], cell.real, seed)
+    folder = segmenters / cell.name
+    return train_segmenter(profile, sets, validation, folder, cell.seed, f"{cell.row}, seed {cell.seed}", start)
+
+
+def train_generator(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> None:
+    """Train the diffusion model, or one for each view and phase, below `folder`; resumes."""
+    groups = model_groups(profile)
+    for group in dict.fromkeys(groups):
+        members = [k for k, name in enumerate(groups) if name == group]
+        parts = (f.select(f.index["class_label"].isin(members).to_numpy()) for f in (training, validation))
+        train(profile, *parts, folder / group, seed)
+
+
+def other_generator(
+    generator: str, profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int
+) -> Path:
+    """Train a `Cell.generator` other than the run's and paint its synthetic set, below `folder`; resumes.
+
+    Returns:
+        The folder of the set.
+    """
+    kind, _, share = generator.partition(" ")
+    folder = folder / generator.replace(" ", "-")
+    if kind == OWN:
+        training, validation = (some_patients(f, float(share), seed) for f in (training, validation))
+        steps = round(profile.training.steps * profile.grid.own_steps)
+        profile = replace(profile, training=replace(profile.training, steps=steps))
+    else:
+        seed += 1
+    if not (folder / "synthetic" / "manifest.csv").exists():
+        train_generator(profile, training, validation, folder / "diffusion", seed)
+        models = load_models(folder / "diffusion", profile)
+        generate(models, training, validation, profile, folder / "synthetic", seed)
+    return folder / "synthetic"

@@ -1,0 +1,104 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from echo import grid
+from echo.config import CPU, GPU, PROFILES
+from echo.generate import generate, load_synthetic
+
+
+def test_every_cell_is_a_training_of_its_own():
+    for profile in PROFILES.values():
+        cells = grid.main_cells(profile, 0) + grid.study_cells(profile, 0)
+        assert len({cell.name for cell in cells}) == len({(cell.row, cell.seed) for cell in cells}) == len(cells)
+    assert {cell.seed for cell in grid.main_cells(GPU, 5)} == {5, 6, 7}
+    assert {cell.row for cell in grid.main_cells(CPU, 0)} >= {"real", "synthetic", "both", "finetuned"}
+
+
+def test_shares_of_patients_are_whole_and_nested(frames):
+    index = pd.DataFrame({"patient": np.repeat([f"p{k:03d}" for k in range(40)], 4)})
+    many = replace(frames["training"], **dict.fromkeys(("images", "labels", "sdm_labels"), np.zeros((160, 2, 2))))
+    many = replace(many, index=index)
+    found = {s: set(grid.some_patients(many, s, 3).index["patient"]) for s in (0.01, 0.05, 0.1, 0.5, 1.0)}
+    assert [len(p) for p in found.values()] == [2, 2, 4, 20, 40]
+    assert found[0.05] < found[0.1] < found[0.5] < found[1.0]
+    assert (grid.some_patients(many, 0.1, 3).index["patient"].value_counts() == 4).all()
+    assert found[0.1] != set(grid.some_patients(many, 0.1, 4).index["patient"])
+
+
+@pytest.fixture(scope="module")
+def synthetic(frames, smoke, random_unet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    generate(dict.fromkeys(range(4), random_unet), frames["training"], frames["validation"], smoke, folder, seed=0)
+    return folder
+
+
+def seen(monkeypatch, cell, smoke, frames, synthetic, tmp_path) -> list[tuple]:
+    """(sets, validation, start, channels) of each training that a cell asks for."""
+    calls = []
+
+    def record(profile, sets, validation, folder, seed, name, start):
+        calls.append((sets, validation, start, profile.segmenter.channels))
+        return name
+
+    monkeypatch.setattr(grid, "train_segmenter", record)
+    grid.train_cell(cell, smoke, tuple(frames.values()), lambda _name: synthetic, tmp_path, 0)
+    return calls
+
+
+def test_a_cell_sees_what_its_row_says(monkeypatch, frames, smoke, synthetic, tmp_path):
+    cells = {cell.row: cell for cell in grid.main_cells(smoke, 0)}
+    calls = {row: seen(monkeypatch, cell, smoke, frames, synthetic, tmp_path) for row, cell in cells.items()}
+    painted = [load_synthetic(synthetic, split).images for split in ("training", "validation")]
+    real = [frames[split].images for split in ("training", "validation")]
+
+    def check(call, sets, validation, start=None, channels=smoke.segmenter.channels):
+        assert [np.array_equal(a.images, b) for a, b in zip(call[0], sets, strict=True)] == [True] * len(sets)
+        assert np.array_equal(call[1].images, validation)
+        assert call[2:] == (start, channels)
+
+    check(*calls["real"], real[:1], real[1])
+    check(*calls["synthetic"], painted[:1], painted[1])  # not one real image, in its validation neither
+    check(*calls["both"], [real[0], painted[0]], real[1])
+    other = smoke.other_segmenter.channels
+    check(*calls["synthetic, other recipe"], painted[:1], painted[1], channels=other)
+    first, second = calls["finetuned"]
+    check(first, painted[:1], painted[1])
+    check(second, real[:1], real[1], start="synthetic, seed 0")
+
+    few = seen(monkeypatch, grid.Cell("x", 0, real=0.5, synthetic=0.5), smoke, frames, synthetic, tmp_path)
+    assert len(few[0][0][1]) == len(painted[0]) / 2
+    assert few[0][0][0].index["patient"].nunique() == 2
+
+
+def test_a_generator_of_few_patients_sees_those_alone(monkeypatch, frames, smoke, tmp_path):
+    sources = []
+    monkeypatch.setattr(grid, "train", lambda profile, training, *_: sources.append((profile, training)))
+    monkeypatch.setattr(grid, "load_models", lambda *_: {})
+    monkeypatch.setattr(grid, "generate", lambda _models, training, *_: sources.append((None, training)))
+    folder = grid.other_generator("own 0.5", smoke, *frames.values(), tmp_path, 0)
+    assert folder == tmp_path / "own-0.5" / "synthetic"
+    own = set(grid.some_patients(frames["training"], 0.5, 0).index["patient"])
+    assert len(own) < frames["training"].index["patient"].nunique()
+    assert all(set(f.index["patient"]) == own for _profile, f in sources)
+    assert sources[0][0].training.steps < smoke.training.steps
+
+
+def test_both_share_every_batch(frames, smoke):
+    from echo.segmenter import augmentation, draw_samples
+
+    dark, bright = (replace(frames["training"], images=np.full_like(frames["training"].images, v)) for v in (60, 200))
+    few = dark.select(np.arange(1))
+    config = replace(smoke.segmenter, batch_size=6, gamma_probability=0.0)
+    transform = augmentation(config, smoke.image_size)
+    images, labels = draw_samples([few, bright], config, transform, seed=0, step=1)
+    middle = images[:, 0, 16, 16]
+    assert (middle < 0.5).sum() == (middle > 0.5).sum() == 3
+    assert labels.shape == images.shape
+    again, _ = draw_samples([few, bright], config, transform, seed=0, step=1)
+    other, _ = draw_samples([few, bright], config, transform, seed=0, step=2)
+    assert torch.equal(images, again)
+    assert not torch.equal(images, other)
