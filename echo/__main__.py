@@ -22,7 +22,7 @@ ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
 Stage = StrEnum("Stage", ["data", "diffusion", "generation", "segmentation", "tables"])
 
 
-StudyName = StrEnum("StudyName", ["sampler", "quality"])
+StudyName = StrEnum("StudyName", {"sampler": "sampler", "quality": "quality", "grid": "tables"})
 ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
 DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')]
 RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")]
@@ -72,7 +72,10 @@ def reproduce(
 def study(
     name: Annotated[
         StudyName,
-        typer.Argument(help="sampler: steps and guidance (notebook 06); quality: synthetic against real images (08)."),
+        typer.Argument(
+            help="sampler: steps and guidance (notebook 06); quality: synthetic against real images (08); "
+            "tables: the experiment grid, fewer patients and fewer images (09)."
+        ),
     ],
     profile: ProfileOption = ProfileName.laptop,
     data: DataOption = "phantom",
@@ -84,8 +87,8 @@ def study(
 
     stop_kernels_too()
     with plain_errors():
-        folder = pipeline.reproduce(profile.value, data, run, seed, name.value)
-    typer.echo(folder / pipeline.STUDIES[name.value][0])
+        folder = pipeline.reproduce(profile.value, data, run, seed, name.name)
+    typer.echo(folder / pipeline.STUDIES[name.name][0])
 
 
 @app.command()

@@ -56,13 +56,14 @@ class Cell:
 def main_cells(profile: Profile, seed: int) -> list[Cell]:
     """The rows of the main table, each with every seed: real only, synthetic only, both, synthetic and then real; and
     the first two by the other recipe."""
+    other = f"{profile.other_segmenter.recipe} recipe"
     rows = [
         Cell("real", 0, real=1.0),
         Cell("synthetic", 0, synthetic=1.0),
         Cell("both", 0, real=1.0, synthetic=1.0),
         Cell("finetuned", 0, real=1.0, synthetic=1.0, finetuned=True),
-        Cell("real, other recipe", 0, real=1.0, recipe="other"),
-        Cell("synthetic, other recipe", 0, synthetic=1.0, recipe="other"),
+        Cell(f"real, {other}", 0, real=1.0, recipe="other"),
+        Cell(f"synthetic, {other}", 0, synthetic=1.0, recipe="other"),
     ]
     seeds = range(seed, seed + profile.segmenter.seeds)
     return [replace(row, seed=s) for row in rows for s in seeds]

@@ -41,7 +41,11 @@ STAGES = {
     "tables": ("tables", "05_dice_tables"),
 }
 # Studies beside the pipeline, which start from a finished run.
-STUDIES = {"sampler": ("sampler_study", "06_sampler_study"), "quality": ("image_quality", "08_image_quality")}
+STUDIES = {
+    "sampler": ("sampler_study", "06_sampler_study"),
+    "quality": ("image_quality", "08_image_quality"),
+    "grid": ("grid", "09_experiment_grid"),
+}
 PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
 DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
 
@@ -133,6 +137,7 @@ def inputs_of(run: Run, name: str) -> str:
         "tables": (),
         "sampler": (p.study,),
         "quality": (),
+        "grid": (p.grid, p.unet, p.training, p.augmentation, p.generation),
     }[name]
     return digest(read_json(home_of(run, before) / "inputs.json"), run.seed, *map(repr, settings))
 
@@ -323,6 +328,17 @@ def image_quality_stage(run: Run) -> None:
             for name, table in results.items():
                 with atomic(home_of(run, "quality") / f"{name}.csv") as temporary:
                     table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def grid_stage(run: Run) -> None:
+    """Train what the experiment grid has beside the main table, one cell after the other; then score it, once."""
+    with stage(run, "grid") as work:
+        if work:
+            folder, cells = home_of(run, "grid"), grid.study_cells(run.profile, run.seed)
+            train_cells(run, cells, folder / "segmenters")
+            frames = score_cells(run, cells, folder / "segmenters")
+            with atomic(folder / "dice_frames.csv") as temporary:
+                frames.round(5).to_csv(temporary, index=False)
 
 
 def keep(run: Run, figure: Figure, name: str) -> None:

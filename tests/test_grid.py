@@ -64,7 +64,7 @@ def test_a_cell_sees_what_its_row_says(monkeypatch, frames, smoke, synthetic, tm
     check(*calls["synthetic"], painted[:1], painted[1])  # not one real image, in its validation neither
     check(*calls["both"], [real[0], painted[0]], real[1])
     other = smoke.other_segmenter.channels
-    check(*calls["synthetic, other recipe"], painted[:1], painted[1], channels=other)
+    check(*calls["synthetic, paper recipe"], painted[:1], painted[1], channels=other)
     first, second = calls["finetuned"]
     check(first, painted[:1], painted[1])
     check(second, real[:1], real[1], start="synthetic, seed 0")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import nibabel
 import numpy as np
 import pandas as pd
 import psutil
@@ -261,3 +262,28 @@ def test_the_same_notebooks_run_on_camus(camus_root, tmp_path):
     folder = reproduce.reproduce("smoke", str(root), str(tmp_path / "run"))
     check_run(folder, test_frames=8)
     assert read_json(folder / "manifest.json")["data"]["source"] == "camus"
+
+
+def test_test_labels_are_read_by_the_last_stage_alone(tmp_path):
+    """Poisoned test labels change nothing that is trained."""
+    runs = [reproduce.open_run("smoke", "phantom", str(tmp_path / name), seed=1, recompute=True) for name in "ab"]
+    raw = [reproduce.raw_data(run) for run in runs]
+    poisoned = list((runs[1].folder / "phantom-1").rglob("*_gt.nii.gz"))
+    poisoned = [path for path in poisoned if path.name.split("_")[0] in raw[1].patients("testing")]
+    assert len(poisoned) == 8
+    for path in poisoned:
+        image = nibabel.load(path)
+        noise = np.random.default_rng(0).integers(0, 4, image.shape).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(noise, image.affine, image.header), path)
+    for run in runs:
+        reproduce.data_stage(run)
+        reproduce.diffusion_stage(run)
+        reproduce.generation_stage(run)
+        reproduce.segmentation_stage(run)
+        reproduce.tables_stage(run)
+    for pattern in ("diffusion/*/model/*.safetensors", "synthetic/images/*.png", "segmenter/*/*"):
+        files = sorted(path.relative_to(runs[0].folder) for path in runs[0].folder.glob(pattern))
+        assert files
+        assert all((runs[0].folder / f).read_bytes() == (runs[1].folder / f).read_bytes() for f in files)
+    dice = [pd.read_csv(run.folder / "tables" / "dice.csv")["dice_mean"] for run in runs]
+    assert (dice[0] != dice[1]).any()
