@@ -360,7 +360,7 @@ def segmentations(images: NDArray[np.uint8], labels: NDArray[np.uint8], predicti
 
 def segmenter_curves(logs: dict[str, pd.DataFrame]) -> Figure:
     """Validation Dice of each structure over the training of each segmenter ("real-only", ...)."""
-    figure, axes = plt.subplots(1, len(logs), figsize=(3.6 * len(logs), 2.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(logs), figsize=(2.7 * len(logs) + 0.6, 2.8), sharey=True, layout="constrained")
     for ax, (name, log) in zip(np.atleast_1d(axes), logs.items(), strict=True):
         for structure, colour in COLOURS.items():
             ax.plot(log["step"], log[structure], color=colour, label=structure)

@@ -54,8 +54,8 @@ class Cell:
 
 
 def main_cells(profile: Profile, seed: int) -> list[Cell]:
-    """The rows of the main table, each with every seed: real only, synthetic only, both, synthetic and then real; and
-    the first two by the other recipe."""
+    """The rows of the main table, each with every seed of its recipe: real only, synthetic only, both, synthetic and
+    then real; and the first two by the other recipe."""
     other = f"{profile.other_segmenter.recipe} recipe"
     rows = [
         Cell("real", 0, real=1.0),
@@ -65,8 +65,7 @@ def main_cells(profile: Profile, seed: int) -> list[Cell]:
         Cell(f"real, {other}", 0, real=1.0, recipe="other"),
         Cell(f"synthetic, {other}", 0, synthetic=1.0, recipe="other"),
     ]
-    seeds = range(seed, seed + profile.segmenter.seeds)
-    return [replace(row, seed=s) for row in rows for s in seeds]
+    return [replace(row, seed=seed + k) for row in rows for k in range(recipe(row, profile).seeds)]
 
 
 def study_cells(profile: Profile, seed: int) -> list[Cell]:

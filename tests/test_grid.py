@@ -14,7 +14,7 @@ def test_every_cell_is_a_training_of_its_own():
     for profile in PROFILES.values():
         cells = grid.main_cells(profile, 0) + grid.study_cells(profile, 0)
         assert len({cell.name for cell in cells}) == len({(cell.row, cell.seed) for cell in cells}) == len(cells)
-    assert {cell.seed for cell in grid.main_cells(GPU, 5)} == {5, 6, 7}
+    assert {cell.seed for cell in grid.main_cells(GPU, 5) if cell.row == "real"} == {5, 6, 7}
     assert {cell.row for cell in grid.main_cells(CPU, 0)} >= {"real", "synthetic", "both", "finetuned"}
 
 
