@@ -145,8 +145,6 @@ class Profile:
         return asdict(self)
 
 
-PAPER = Profile("paper", image_size=256)
-
 CPU = Profile(
     "cpu",
     image_size=56,
@@ -255,6 +253,14 @@ GPU = replace(
     generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=25, batch_size=128),
     segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=6000, batch_size=32),
     other_segmenter=replace(CPU.other_segmenter, channels=(4, 8, 16, 32, 64, 128, 256), steps=6000, batch_size=32),
+)
+
+PAPER = Profile(
+    "paper",
+    image_size=256,
+    other_segmenter=replace(
+        CPU.segmenter, channels=(32, 64, 128, 256, 320, 320), steps=40_000, batch_size=16, validate_every=1000
+    ),
 )
 
 PROFILES = {p.name: p for p in (SMOKE, LAPTOP, CPU, GPU, PAPER)}
