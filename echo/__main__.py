@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from echo.config import PROFILES
+from echo.paths import RESULTS
 
 app = typer.Typer(
     help="Echo from Noise: from raw echocardiograms to the Dice table.",
@@ -106,6 +107,20 @@ def train(
         pipeline.diffusion_stage(opened)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(opened.folder / "diffusion")
+
+
+@app.command()
+def trace(
+    table: Annotated[int, typer.Argument(help="1 (Dice), 2 (by view, phase, quality) or 3 (mm, volumes, EF).")],
+    row: Annotated[str, typer.Argument(help='Such as "LV endo"; an unknown one lists those there are.')],
+    column: Annotated[str, typer.Argument(help="A training set, such as synthetic-only.")],
+    run: Annotated[Path, typer.Option(help="A run folder, or its extract in results/.")] = RESULTS / "laptop-phantom",
+) -> None:
+    """Where a number in a table comes from: its run, files, columns and command; and the number, computed again."""
+    from echo import tables
+
+    with plain_errors():
+        typer.echo(tables.trace(run.resolve(), table, row, column))
 
 
 @app.command()

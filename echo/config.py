@@ -122,6 +122,7 @@ class GridConfig:
 
 
 EQUIVALENCE_MARGIN = 2.0  # Dice points within which synthetic images are said to replace real ones; set before looking
+BOOTSTRAP_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)

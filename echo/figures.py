@@ -1,5 +1,7 @@
 """One function a figure, each returning the matplotlib Figure; one colour a structure everywhere."""
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,12 +20,17 @@ from torch import nn
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES
 from echo.paths import atomic
-from echo.tables import paper_results
+from echo.tables import TRAIN_NAMES, VOLUMES, agreement, main_rows, paper_results
 from echo.unet import AttentionBlock, ResBlock, SemanticUNet, SpadeResBlock
 
 # Okabe and Ito's palette, safe for colour-blind readers.
 COLOURS = {"LV endo": "#56B4E9", "LV epi": "#E69F00", "LA": "#CC79A7"}
-TRAIN_COLOURS = {"real-only": "#7F7F7F", "synthetic-only": "#009E73"}
+TRAIN_COLOURS = {
+    "real-only": "#7F7F7F",
+    "synthetic-only": "#009E73",
+    "real + synthetic": "#0072B2",
+    "synthetic, then real": "#D55E00",
+}
 SDM_COLOURS = ListedColormap(["black", COLOURS["LV endo"], "#4D4D4D", COLOURS["LV epi"], COLOURS["LA"]])
 # (edge, fill) of the network's blocks; the label map's lines have the edge colour of the blocks that it enters.
 BLOCK_COLOURS = {
@@ -346,12 +353,15 @@ def synthetic_grid(synthetic, columns: int = 6) -> Figure:
     return figure
 
 
-def segmentations(images: NDArray[np.uint8], labels: NDArray[np.uint8], predictions: NDArray[np.uint8]) -> Figure:
+def segmentations(
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], predictions: NDArray[np.uint8], titles: Sequence[str] = ()
+) -> Figure:
     """Echoes (n, H, W) with the label's contours (dotted) and the prediction's (solid)."""
     n = len(images)
     figure, axes = plt.subplots(1, n, figsize=(1.9 * n, 2.5), layout="constrained")
-    for ax, image, label, prediction in zip(axes, images, labels, predictions, strict=True):
-        show(ax, image)
+    titles = titles or [""] * n
+    for ax, image, label, prediction, title in zip(axes, images, labels, predictions, titles, strict=True):
+        show(ax, image, title)
         draw_contours(ax, label, linestyles=":")
         draw_contours(ax, prediction)
     structure_legend(figure)
@@ -373,37 +383,90 @@ def segmenter_curves(logs: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def dice_boxes(frames: pd.DataFrame, names: dict[str, str]) -> Figure:
-    """Dice of the test frames: a box for each structure and training set, the paper's mean as a line beside it.
+def dice_boxes(scores: pd.DataFrame) -> Figure:
+    """Raw Dice of the test frames: a box and a dot a frame for each structure and main row, beside the paper's mean.
+
+    A frame's Dice is averaged over training seeds. Where the axis leaves frames out below, their number stands there.
 
     Args:
-        frames: one row a frame, as `tables.dice_table` takes it.
-        names: the legend's name for each training set.
+        scores: tidy, as `tables.table` takes them.
     """
-
-    long = frames.melt(["train"], list(STRUCTURES), var_name="structure", value_name="dice").dropna()
-    long["dice"] *= 100
-    long["training set"] = long["train"].map(names)
-    figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    raw, rows = scores[scores["processing"] == "raw"], main_rows(scores["train"])
+    dice = 100 * raw.groupby(["structure", "train", "patient", "view", "phase"])["dice"].mean().dropna()
+    low = max(0, np.floor(dice.loc[:, rows].quantile(0.005) / 5) * 5 - 5)
+    figure, ax = plt.subplots(figsize=(4 + 1.1 * len(rows), 3.6), layout="constrained")
+    names, width = [TRAIN_NAMES[row] for row in rows], 0.84 / len(rows)
+    order = {"order": STRUCTURES, "hue_order": names, "palette": TRAIN_COLOURS}
+    table = dice.reset_index().assign(name=lambda frames: frames["train"].map(TRAIN_NAMES))
     sns.boxplot(
-        long,
-        x="structure",
-        y="dice",
-        hue="training set",
-        palette=TRAIN_COLOURS,
-        ax=ax,
-        fliersize=1.5,
-        linewidth=0.9,
+        table, x="structure", y="dice", hue="name", **order, width=0.84, gap=0.25, showfliers=False, fill=False, ax=ax
     )
+    for (k, structure), (i, row) in product(enumerate(STRUCTURES), enumerate(rows)):
+        values, place = dice[structure, row].to_numpy(), k + (i + 0.5) * width - 0.42
+        # Spread by the golden ratio: as even as random, and the same every time.
+        jitter = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.7 * width
+        ax.scatter(place + jitter, values, s=3, color=TRAIN_COLOURS[names[i]], alpha=0.4, linewidth=0)
+        if below := int((values < low).sum()):
+            ax.annotate(f"↓{below}", (place, low), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     for k, structure in enumerate(STRUCTURES):
-        mean = paper_results().loc[structure, "dice_mean"]
         label = "paper, synthetic-only (mean)" if k == 0 else None
-        ax.plot([k - 0.45, k + 0.45], [mean, mean], color="#D55E00", linewidth=1.6, label=label)
-    low = max(0, np.floor(long["dice"].quantile(0.005) / 5) * 5 - 5)
-    ax.set(xlabel="", ylabel="Dice on test frames, %", ylim=(low, 100))
+        ax.plot([k - 0.46, k + 0.46], 2 * [paper_results().loc[structure, "dice_mean"]], "k--", lw=1.2, label=label)
+    ax.set(xlabel="", ylabel="Dice on test frames, %", ylim=(low, 100), xlim=(-0.5, len(STRUCTURES) - 0.5))
     ax.get_legend().remove()
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     sns.despine(ax=ax)
+    return figure
+
+
+def bland_altman(volumes: pd.DataFrame, column: str = "ef") -> Figure:
+    """Difference against mean of predicted and expert EF (or another of `tables.VOLUMES`), a panel a main row.
+
+    The solid line is the bias, the dashed ones the limits of agreement, as in Table 3: means over training seeds.
+
+    Args:
+        volumes: one row a patient and model, as `tables.table` takes them.
+    """
+    rows, (quantity, unit) = main_rows(volumes["train"]), VOLUMES[column].split(", ")
+    figure, axes = plt.subplots(
+        1, len(rows), figsize=(2.7 * len(rows), 3), sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    for ax, row in zip(axes[0], rows, strict=True):
+        found = volumes[volumes["train"] == row]
+        ours, expert = found[column], found[f"expert_{column}"]
+        ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+        ax.scatter((ours + expert) / 2, ours - expert, s=14, color=TRAIN_COLOURS[TRAIN_NAMES[row]], alpha=0.6, lw=0)
+        lines = agreement(found, column)[["bias", "low", "high"]]
+        for value, style in zip(lines, ("-", "--", "--"), strict=True):
+            ax.axhline(value, color="black", linewidth=0.9, linestyle=style)
+            ax.text(1.01, value, f"{value:+z.1f}", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+        ax.set_title(TRAIN_NAMES[row], fontsize=10)
+        sns.despine(ax=ax)
+    figure.supylabel(f"prediction - expert: {quantity}, {unit}", fontsize=9)
+    figure.supxlabel(f"mean of prediction and expert: {quantity}, {unit.replace('points', '%')}", fontsize=9)
+    return figure
+
+
+def scaling(dice: pd.DataFrame, x_label: str) -> Figure:
+    """Test Dice against how much there was to train on: a line a series through its means, a dot a training seed.
+
+    Args:
+        dice: columns structure, train (the series), x, seed, dice in [0, 1].
+        x_label: what x is, with its unit.
+    """
+    figure, axes = plt.subplots(1, len(STRUCTURES), figsize=(10, 3.2), layout="constrained")
+    places = sorted(dice["x"].unique())
+    for ax, structure in zip(axes, STRUCTURES, strict=True):
+        series = dice[dice["structure"] == structure].groupby("train", sort=False)
+        for (name, rows), colour, marker in zip(series, sns.color_palette("colorblind"), "os^Dv", strict=False):
+            ax.plot(rows["x"], 100 * rows["dice"], marker, color=colour, markersize=4, alpha=0.5, linewidth=0)
+            means = 100 * rows.groupby("x")["dice"].mean()
+            ax.plot(means.index, means, color=colour, linewidth=1.4, marker=marker, markersize=5, label=name)
+        ax.set(title=structure, xlabel=x_label, xscale="log")
+        ax.set_xticks(places, [f"{x:g}" for x in places])
+        ax.minorticks_off()
+        sns.despine(ax=ax)
+    axes[0].set_ylabel("Dice on test frames, %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

@@ -1,17 +1,20 @@
-"""Metrics: Dice per frame, and how a set of synthetic images compares with real ones.
+"""Metrics: Dice and surface distances per frame, and how a set of synthetic images compares with real ones.
 
 No single number says that synthetic images are good. Here are their realism (Fréchet and kernel distance of features,
 grey levels, speckle, spectrum), their diversity (MS-SSIM) and their independence of the training images (nearest
 distances). How well they follow their label maps is `frame_dice` of a segmenter's prediction.
 """
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import torch
-from monai.metrics import compute_dice
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from monai.metrics.regression import compute_ms_ssim
 from monai.networks.layers import SkipConnection
 from monai.networks.nets import UNet
+from monai.transforms.utils import get_largest_connected_component_mask
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, stats
 from scipy.signal.windows import hann
@@ -38,6 +41,60 @@ def frame_dice(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> pd.Da
         dice = compute_dice(*masks, include_background=True, ignore_empty=False)[:, 0]
         columns[name] = torch.where(both_empty, torch.nan, dice).numpy()
     return pd.DataFrame(columns)
+
+
+def surface_distances(
+    prediction: NDArray[np.uint8], label: NDArray[np.uint8], spacing_mm: tuple[float, float]
+) -> pd.DataFrame:
+    """Distances in mm between the borders of each structure (rows) in two label maps (H, W): hd95_mm, the larger of
+    the two directed 95th percentiles, and assd_mm, the mean over both borders.
+
+    Borders are the masks' outermost pixels. NaN for a structure that is missing from one of the maps, or both.
+
+    Args:
+        spacing_mm: size (row, column) of a pixel.
+    """
+    distances = pd.DataFrame(np.nan, index=list(STRUCTURES), columns=["hd95_mm", "assd_mm"])
+    for name, classes in STRUCTURES.items():
+        masks = [torch.from_numpy(np.isin(m, classes))[None, None] for m in (prediction, label)]
+        if not (masks[0].any() and masks[1].any()):
+            continue
+        options = {"include_background": True, "spacing": spacing_mm}
+        with warnings.catch_warnings():  # MONAI calls its own function with an argument that it has deprecated
+            warnings.simplefilter("ignore", FutureWarning)
+            hd95 = compute_hausdorff_distance(*masks, percentile=95, **options).item()
+            assd = compute_average_surface_distance(*masks, symmetric=True, **options).item()
+        distances.loc[name] = hd95, assd
+    return distances
+
+
+def largest_components(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A CAMUS label map (H, W) with the largest connected piece (diagonals connect) of each structure alone.
+
+    First the whole ventricle, then the cavity in it, whose other pieces become wall; and the atrium.
+    """
+    epi = get_largest_connected_component_mask(np.isin(label, STRUCTURES["LV epi"]))
+    endo = get_largest_connected_component_mask(epi & np.isin(label, STRUCTURES["LV endo"]))
+    atrium = get_largest_connected_component_mask(np.isin(label, STRUCTURES["LA"]))
+    return np.select([endo, epi, atrium], [1, 2, 3]).astype(np.uint8)
+
+
+def frame_scores(
+    prediction: NDArray[np.uint8], label: NDArray[np.uint8], spacing_mm: tuple[float, float]
+) -> pd.DataFrame:
+    """One row a structure and processing ("raw", "largest component") of a prediction (H, W): structure, processing,
+    dice in [0, 1], hd95_mm and assd_mm.
+
+    A structure that only one of prediction and label has counts as missing: Dice 0, and no distance (NaN). One that
+    neither has is left out: NaN throughout.
+    """
+    kept = largest_components(prediction)
+    dice = frame_dice(np.stack([prediction, kept]), np.stack([label, label]))
+    raw = surface_distances(prediction, label, spacing_mm)
+    clean = raw if (kept == prediction).all() else surface_distances(kept, label, spacing_mm)
+    parts = [d.assign(dice=dice.loc[k]) for k, d in enumerate((raw, clean))]
+    table = pd.concat(parts, keys=["raw", "largest component"], names=["processing", "structure"]).reset_index()
+    return table[["structure", "processing", "dice", "hd95_mm", "assd_mm"]]
 
 
 @torch.no_grad()

@@ -278,16 +278,20 @@ def load_segmenter(run: Run, row: str, seed: int | None = None) -> torch.nn.Modu
     return segmenter.load_segmenter(run.profile.segmenter, folder)
 
 
-def score_cells(run: Run, cells: list[grid.Cell], folder: Path) -> pd.DataFrame:
-    """Score the segmenters of some cells, kept in `folder`, on the real test frames: one row a frame."""
-    scores, raw = [], raw_data(run)
+def score_cells(run: Run, cells: list[grid.Cell], folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score the segmenters of some cells, kept in `folder`, on the real test frames: `segmenter.score`'s tables, with
+    the columns train (the row) and seed before."""
+    parts, raw = [], raw_data(run)
     for cell in cells:
-        network = segmenter.load_segmenter(grid.recipe(cell, run.profile), folder / cell.name)
-        frames = segmenter.score(network, raw, raw.patients("testing"), run.profile.image_size)
-        frames.insert(0, "train", cell.row)
-        frames.insert(1, "seed", cell.seed)
-        scores.append(frames)
-    return pd.concat(scores, ignore_index=True)
+        config = grid.recipe(cell, run.profile)
+        network = segmenter.load_segmenter(config, folder / cell.name)
+        found = segmenter.score(network, raw, raw.patients("testing"), run.profile.image_size, config.flip_test)
+        for table in found:
+            table.insert(0, "train", cell.row)
+            table.insert(1, "seed", cell.seed)
+        parts.append(found)
+    scores, volumes = (pd.concat(found, ignore_index=True) for found in zip(*parts, strict=True))
+    return scores, volumes
 
 
 def tables_stage(run: Run) -> None:
@@ -295,14 +299,8 @@ def tables_stage(run: Run) -> None:
     with stage(run, "tables") as work:
         if not work:
             return
-        folder = run.folder / "tables"
-        frames = score_cells(run, grid.main_cells(run.profile, run.seed), run.folder / "segmenter")
-        dice = tables.dice_table(frames)
-        for name, table in (("dice_frames", frames.round(5)), ("dice", dice)):
-            with atomic(folder / f"{name}.csv") as temporary:
-                table.to_csv(temporary, index=False)
-        with atomic(folder / "comparison.md") as temporary:
-            temporary.write_text(tables.markdown(tables.comparison(dice)) + "\n")
+        scores, volumes = score_cells(run, grid.main_cells(run.profile, run.seed), run.folder / "segmenter")
+        tables.write_tables(scores, volumes, run.folder / "tables", run.seed)
 
 
 def sampler_study_stage(run: Run) -> None:
@@ -336,9 +334,7 @@ def grid_stage(run: Run) -> None:
         if work:
             folder, cells = home_of(run, "grid"), grid.study_cells(run.profile, run.seed)
             train_cells(run, cells, folder / "segmenters")
-            frames = score_cells(run, cells, folder / "segmenters")
-            with atomic(folder / "dice_frames.csv") as temporary:
-                frames.round(5).to_csv(temporary, index=False)
+            tables.write_scores(*score_cells(run, cells, folder / "segmenters"), folder)
 
 
 def keep(run: Run, figure: Figure, name: str) -> None:
@@ -348,7 +344,7 @@ def keep(run: Run, figure: Figure, name: str) -> None:
 
 
 def read_table(run: Run, name: str) -> pd.DataFrame:
-    """A table of the run: "dice" or "dice_frames"."""
+    """A table of the run, such as "scores", "volumes" or "dice" (`tables.write_tables`)."""
     return run.log(*(["tables"] if run.recompute else []), f"{name}.csv")
 
 
@@ -455,7 +451,7 @@ def publish(folder: Path) -> list[Path]:
     keep += folder.glob("diffusion/*/model/*") if phantom else []
     keep += folder.glob("segmenter/*/model.safetensors") if phantom else []
     copies = {path: RESULTS / folder.name / path.relative_to(folder) for path in keep}
-    copies |= {path: RESULTS / folder.name / path.name for path in folder.glob("tables/*.[cm]*")}
+    copies |= {path: RESULTS / folder.name / path.name for path in folder.glob("tables/*.[cmt]*")}
     for path in folder.glob("figures/*.*"):
         if phantom:
             copies[path] = FIGURES / path.name

@@ -1,13 +1,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
 from scipy import ndimage, stats
 from scipy.linalg import sqrtm
 from skimage.metrics import structural_similarity
 
 from echo import metrics
-from echo.labels import SDM_NAMES
+from echo.labels import SDM_NAMES, STRUCTURES
 from echo.metrics import frame_dice
 from echo.segmenter import build_segmenter, to_input
 
@@ -57,6 +58,80 @@ def test_missing_structures():
     assert both.isna().item()  # rightly absent
     with pytest.raises(ValueError, match="differ in shape"):
         frame_dice(label, label[:, 1:])
+
+
+def test_surface_distances_of_shifted_squares():
+    # Rows of 0.5 mm, columns of 0.8 mm; the wall's square, the cavity and the atrium all move by 3 columns.
+    distances = metrics.surface_distances(squares(7)[0], squares(4)[0], (0.5, 0.8))
+    assert distances.loc["LV endo", "hd95_mm"] == pytest.approx(3 * 0.8)
+    # The edge of 8 x 8 pixels that leads is 3 columns off, its 7 others less: between 0 and 2.4 mm on average.
+    assert 0 < distances.loc["LV epi", "assd_mm"] < 3 * 0.8
+    down = metrics.surface_distances(np.roll(squares(4)[0], 3, 0), squares(4)[0], (0.5, 0.8))
+    assert down.loc["LV endo", "hd95_mm"] == pytest.approx(3 * 0.5)
+    same = metrics.surface_distances(squares(4)[0], squares(4)[0], (0.5, 0.8))
+    assert (same == 0).all(axis=None)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.3, 0.77)])
+def test_surface_distances_against_scipy(spacing):
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        maps = [np.digitize(ndimage.gaussian_filter(rng.normal(size=(60, 50)), 5) * 12, [-0.4, 0.2, 0.7]) for _ in "ab"]
+        ours = metrics.surface_distances(*(m.astype(np.uint8) for m in maps), spacing)
+        for name, classes in STRUCTURES.items():
+            masks = [np.isin(m, classes) for m in maps]
+            borders = [m & ~ndimage.binary_erosion(m) for m in masks]
+            away = [ndimage.distance_transform_edt(~b, sampling=spacing) for b in borders]
+            directed = away[1][borders[0]], away[0][borders[1]]
+            expected = max(np.percentile(d, 95) for d in directed), np.concatenate(directed).mean()
+            assert tuple(ours.loc[name]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_hausdorff_distance_against_simpleitk():
+    label = squares(4)[0]
+    shifted = np.roll(label, 5, 1)
+    masks = [sitk.GetImageFromArray((m == 3).astype(np.uint8)) for m in (label, shifted)]
+    for mask in masks:
+        mask.SetSpacing((0.8, 0.5))  # (column, row)
+    judge = sitk.HausdorffDistanceImageFilter()
+    judge.Execute(*masks)
+    # A whole row of pixels lies at the largest distance, so that its 95th percentile is the same.
+    ours = metrics.surface_distances(shifted, label, (0.5, 0.8)).loc["LA", "hd95_mm"]
+    assert ours == pytest.approx(judge.GetHausdorffDistance(), rel=1e-5)
+
+
+def test_largest_components():
+    label = np.zeros((20, 20), np.uint8)
+    label[4:12, 4:12] = 2
+    label[6:10, 6:10] = 1
+    label[14:18, 4:12] = 3
+    torn = label.copy()
+    torn[4, 4] = 1  # an island of cavity in the wall becomes wall
+    torn[1, 15:18], torn[2, 15] = 1, 2  # a second ventricle goes
+    torn[0:2, 0:3] = 3  # and a second atrium
+    assert (metrics.largest_components(torn) == label).all()
+    assert (metrics.largest_components(label) == label).all()
+    assert not metrics.largest_components(np.zeros_like(label)).any()
+
+
+def test_frame_scores_tell_missing_from_absent():
+    label = squares(4)[0]
+    islands = label.copy()
+    islands[0, 18:20] = 3
+    scores = metrics.frame_scores(islands, label, (0.5, 0.8)).set_index(["structure", "processing"])
+    assert list(scores.columns) == ["dice", "hd95_mm", "assd_mm"]
+    assert scores.loc[("LA", "raw"), "dice"] == pytest.approx(2 * 8 / (10 + 8))
+    assert scores.loc[("LA", "raw"), "hd95_mm"] > 5
+    assert scores.loc[("LA", "largest component")].tolist() == [1, 0, 0]
+    assert (scores.loc["LV epi", "dice"] == 1).all()
+
+    without = np.where(label == 3, 0, label).astype(np.uint8)
+    for prediction, truth in ((without, label), (label, without)):  # missed, invented
+        row = metrics.frame_scores(prediction, truth, (1, 1)).set_index(["structure", "processing"]).loc[("LA", "raw")]
+        assert row["dice"] == 0
+        assert row[["hd95_mm", "assd_mm"]].isna().all()
+    absent = metrics.frame_scores(without, without, (1, 1)).query("structure == 'LA'")
+    assert absent[["dice", "hd95_mm", "assd_mm"]].isna().all(axis=None)
 
 
 def test_features_are_the_deepest_level_averaged_over_pixels(smoke):

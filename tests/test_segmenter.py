@@ -127,11 +127,33 @@ def test_scoring_is_on_the_labels_own_grid(phantom, monkeypatch):
     frame = phantom.frame(phantom.patients("testing")[0], "4CH", "ED")
     painted = replace(frame, image=(frame.label * 60).astype(np.uint8))
     monkeypatch.setattr(type(phantom), "frame", lambda *_args: painted)
-    full, half = (segmenter.score(Oracle(), phantom, phantom.patients("testing"), size) for size in (256, 64))
-    assert len(full) == 4
-    structures = ["LV endo", "LV epi", "LA"]
-    assert (full[structures] == 1).all(axis=None)
-    # A quarter of the resolution costs a border, and is measured on the full grid.
-    assert (half[structures] < 1).all(axis=None)
-    assert (half["LV epi"] > 0.9).all()
+    (full, volumes), (half, _) = (
+        segmenter.score(Oracle(), phantom, phantom.patients("testing"), size) for size in (256, 64)
+    )
+    assert len(full) == 4 * 3 * 2
+    assert (full["dice"] == 1).all()
+    assert (full[["hd95_mm", "assd_mm"]] == 0).all(axis=None)
+    # A quarter of the resolution costs a border, and is measured on the full grid, in mm.
+    assert (half["dice"] < 1).all()
+    assert (half.loc[half["structure"] == "LV epi", "dice"] > 0.9).all()
+    assert (half.loc[half["structure"] == "LA", "assd_mm"] < 4 * max(frame.spacing_mm)).all()
+    assert half["assd_mm"].min() > 0
     assert full["quality"].iloc[0] == frame.quality
+    # The same picture stands for ED and ES here, so nothing is ejected.
+    assert volumes["ef"].item() == volumes["expert_ef"].item() == 0
+    assert volumes["edv_ml"].item() == volumes["expert_edv_ml"].item() > 20
+    assert volumes["release_ef"].item() == frame.ef
+
+
+def test_volumes_of_perfect_predictions_are_the_phantoms(phantom, monkeypatch):
+    read = type(phantom).frame
+
+    def painted(*key):
+        frame = read(*key)
+        return replace(frame, image=(frame.label * 60).astype(np.uint8))
+
+    monkeypatch.setattr(type(phantom), "frame", painted)
+    _scores, volumes = segmenter.score(Oracle(), phantom, phantom.patients("training"), 256)
+    assert volumes["ef"].to_numpy() == pytest.approx(volumes["release_ef"].to_numpy(), abs=1.5)
+    for name in ("edv_ml", "esv_ml", "ef"):
+        assert volumes[name].to_numpy() == pytest.approx(volumes[f"expert_{name}"].to_numpy())
