@@ -277,7 +277,6 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
         lines.insert(1, f"{table_file.name} says " + ("the same" if there == value else f"otherwise: {there}"))
     for name, facts in manifest["stages"].items():
         lines.append(f"stage    {name}: revision {facts['revision']}, {facts['seconds']} s")
-    lines.append(
-        f"command  python -m echo {verb} --profile {profile} --data {source.upper().replace('PHANTOM', 'phantom')}"
-    )
+    data = {"camus": "CAMUS_FOLDER"}.get(source, source)
+    lines.append(f"command  python -m echo {verb} --profile {profile} --data {data} --seed {seed}")
     return "\n".join(lines)
