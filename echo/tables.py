@@ -59,7 +59,7 @@ def dice_table(frames: pd.DataFrame) -> pd.DataFrame:
     long = frames.melt(["train", "seed"], list(STRUCTURES), var_name="structure", value_name="dice")
     groups = long.groupby(["train", "structure", "seed"], sort=False)["dice"]
     table = groups.agg(n_frames="count", dice_mean="mean", dice_sd="std").reset_index()
-    table[["dice_mean", "dice_sd"]] = (100 * table[["dice_mean", "dice_sd"]]).round(2)
+    table[["dice_mean", "dice_sd"]] = (100 * table[["dice_mean", "dice_sd"]]).round(4)
     return table
 
 
@@ -264,7 +264,6 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
     chosen = ", ".join(f"{name} = {wanted}" for name, wanted in ({"train": train} | selection).items())
     seeds = ", ".join(map(str, sorted(found["seed"].unique())))
     profile, seed, source = manifest["profile"]["name"], manifest["seed"], manifest["data"]["source"]
-    verb = "study tables" if homes[k].name == "grid" else "reproduce"
     lines = [
         value,
         f"from     {(homes[k] / file).relative_to(folder.parent)}, read again: {measure} of {fields}, where {chosen}",
@@ -275,8 +274,10 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
     if table_file.exists():
         there = pd.read_csv(table_file, index_col=0, dtype=str).loc[row, TRAIN_NAMES.get(train, train)]
         lines.insert(1, f"{table_file.name} says " + ("the same" if there == value else f"otherwise: {there}"))
-    for name, facts in manifest["stages"].items():
-        lines.append(f"stage    {name}: revision {facts['revision']}, {facts['seconds']} s")
+    last, verb = ("grid", "study tables") if homes[k].name == "grid" else ("tables", "reproduce")
+    for name in ("data", "diffusion", "generation", "segmentation", last):
+        if facts := manifest["stages"].get(name):
+            lines.append(f"stage    {name}: revision {facts['revision']}, {facts['seconds']} s")
     data = {"camus": "CAMUS_FOLDER"}.get(source, source)
     lines.append(f"command  python -m echo {verb} --profile {profile} --data {data} --seed {seed}")
     return "\n".join(lines)

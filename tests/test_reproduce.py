@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from echo import reproduce
+from echo import reproduce, tables
 from echo.labels import STRUCTURES
 from echo.paths import read_json
 
@@ -36,6 +36,10 @@ def check_run(folder: Path, test_frames: int) -> None:
     }
     assert (dice["n_frames"] == test_frames).all()
     assert dice["dice_mean"].between(0, 100).all()
+    scores, volumes = (pd.read_csv(folder / "tables" / f"{name}.csv") for name in ("scores", "volumes"))
+    assert (scores.groupby(["train", "seed", "structure", "processing"]).size() == test_frames).all()
+    assert (volumes.groupby(["train", "seed"]).size() == test_frames / 4).all()
+    assert "table_1.csv says the same" in tables.trace(folder, 1, "LA", "synthetic-only")
     manifest = read_json(folder / "manifest.json")
     assert list(manifest["stages"]) == sorted(STAGES)
     assert all(stage["finished"] and stage["peak_memory_gb"] > 0 for stage in manifest["stages"].values())
@@ -231,7 +235,8 @@ def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, mon
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(reproduce, "FIGURES", tmp_path / "figures")
     names = {str(p.relative_to(tmp_path)) for p in reproduce.publish(finished)}
-    assert "results/smoke-phantom/dice.csv" in names
+    for name in ("dice.csv", "scores.csv", "volumes.csv", "table_3.md", "table_1.tex", "differences.csv"):
+        assert f"results/smoke-phantom/{name}" in names
     assert "results/smoke-phantom/segmenter/synthetic-3/model.safetensors" in names
     assert "figures/example_views.png" in names
     assert (tmp_path / "results/smoke-phantom/dice.csv").read_bytes() == (finished / "tables/dice.csv").read_bytes()
