@@ -28,6 +28,8 @@ ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; s
 DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')]
 RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
+SetArgument = Annotated[Path, typer.Argument(help="A finished synthetic set: runs/NAME/synthetic.")]
+DropOption = Annotated[float, typer.Option(help="Leave out the worst so many %, after `fidelity`.")]
 
 
 @contextmanager
@@ -121,6 +123,96 @@ def trace(
 
     with plain_errors():
         typer.echo(tables.trace(run.resolve(), table, row, column))
+
+
+@app.command()
+def generate(
+    profile: ProfileOption = ProfileName.laptop,
+    data: DataOption = "phantom",
+    run: RunOption = "",
+    seed: SeedOption = 0,
+    shard: Annotated[
+        str, typer.Option(help="k/N: every N-th batch from the k-th on. Under torchrun: its rank.", show_default=False)
+    ] = "",
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Another number of training images, as a set of its own: synthetic-IMAGES in the run."
+        ),
+    ] = None,
+) -> None:
+    """Paint the synthetic set of a run whose diffusion model is trained. Called again, it resumes.
+
+    The set is the same bit for bit however it is divided: by --shard over independent jobs, in any order, or by
+    torchrun --standalone --nproc_per_node N -m -- echo generate ...
+    """
+    from dataclasses import replace
+
+    from echo import reproduce as pipeline
+
+    with plain_errors():
+        k, n = parse_shard(shard or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}")
+        opened = pipeline.open_run(profile.value, data, run, seed, recompute=True)
+        folder = pipeline.home_of(opened, "generation")
+        if images:
+            folder = opened.folder / f"synthetic-{images}"
+            changed = replace(opened.profile, generation=replace(opened.profile.generation, images=images))
+            pipeline.paint_set(replace(opened, profile=changed), folder, (k, n))
+        else:
+            pipeline.generation_stage(opened, (k, n))
+    complete = (folder / "manifest.csv").exists()
+    typer.echo(folder if complete else f"{folder}: shard {k}/{n} is painted, others are not")
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """(k, N) of "k/N"."""
+    k, slash, n = shard.partition("/")
+    if not (slash and k.isdigit() and n.isdigit()):
+        raise ValueError(f"--shard is k/N, such as 0/4, not {shard!r}")
+    return int(k), int(n)
+
+
+@app.command()
+def verify(
+    folder: SetArgument,
+    regenerate: Annotated[list[str], typer.Option(help="Paint this image again (an id; may be repeated).")] = [],  # noqa: B006
+    sample: Annotated[int, typer.Option(help="Paint so many images again, drawn at random.")] = 0,
+    seed: SeedOption = 0,
+) -> None:
+    """Hash a synthetic set again: a line for each file that is missing, changed or too many; exit status 1 on any.
+
+    An image painted again must be the same bit for bit, on the device that painted the set.
+    """
+    from echo import reproduce as pipeline
+
+    with plain_errors():
+        faults = pipeline.check_set(folder.resolve(), regenerate, sample, seed)
+    typer.echo("\n".join(faults) if faults else f"{folder}: every file is what was written")
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def fidelity(folder: SetArgument) -> None:
+    """Score how well each image shows its label map, by the run's segmenter trained on real images: fidelity.csv."""
+    from echo import reproduce as pipeline
+
+    with plain_errors():
+        table = pipeline.score_fidelity(folder.resolve())
+    typer.echo(f"{folder / 'fidelity.csv'}: mean Dice {100 * table['mean'].mean():.1f} %")
+
+
+@app.command()
+def export(
+    folder: SetArgument,
+    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    drop_worst: DropOption = 0.0,
+) -> None:
+    """Write a synthetic set in CAMUS's NIfTI layout, for any tool that reads CAMUS; the testing list is empty."""
+    from echo.synthetic_set import export_camus
+
+    with plain_errors():
+        left_out = export_camus(folder, target, drop_worst)
+    typer.echo(f"{target}: written; {left_out} images without a partner of each view and phase are left out")
 
 
 @app.command()

@@ -2,8 +2,11 @@
 
 import ctypes
 import os
+import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,8 +16,17 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 def get_device() -> torch.device:
-    """The first CUDA GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's CUDA GPU (torchrun numbers them; else the first) if there is one, else the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's architecture and best instruction set."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def tune_cpu() -> None:
@@ -27,6 +39,21 @@ def tune_cpu() -> None:
         trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
         ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
         ctypes.CDLL(None).mallopt(mmap_max, 0)
+
+
+@contextmanager
+def dividing_threads(batch_size: int) -> Iterator[None]:
+    """As many CPU threads as there are, but a number that divides the batch.
+
+    Each thread then computes whole images. Images shared between threads are summed in another order, and differ in
+    their last bits from those of other numbers of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(n for n in range(1, before + 1) if batch_size % n == 0))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def training_processes() -> int:

@@ -19,6 +19,7 @@ from torch import nn
 
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES
+from echo.metrics import nearest_distances
 from echo.paths import atomic
 from echo.tables import TRAIN_NAMES, VOLUMES, agreement, main_rows, paper_results
 from echo.unet import AttentionBlock, ResBlock, SemanticUNet, SpadeResBlock
@@ -528,4 +529,20 @@ def image_quality(spectrum: pd.DataFrame, nearest: pd.DataFrame) -> Figure:
         ax.set(xlabel=f"to the nearest training image:\n{unit}", ylabel="density")
     for ax in axes:
         sns.despine(ax=ax)
+    return figure
+
+
+def closest_pairs(images: NDArray[np.uint8], training: NDArray[np.uint8], pairs: int = 6) -> Figure:
+    """Those of the images (N, S, S) that are closest to a training image (M, S, S), above that one: copies, if any.
+
+    Closest is by `relative` distance in grey levels (`metrics.nearest_distances`), which a copy alone makes small.
+    """
+    nearest = nearest_distances(images, training).nsmallest(pairs, "relative")
+    figure, axes = plt.subplots(2, len(nearest), figsize=(1.5 * len(nearest), 3.3), layout="constrained", squeeze=False)
+    for column, row in zip(axes.T, nearest.itertuples(), strict=True):
+        show(column[0], images[row.Index], f"{row.relative:.2f}")
+        show(column[1], training[row.index])
+    for ax, name in zip(axes[:, 0], ("image", "nearest in training"), strict=True):
+        ax.text(-0.08, 0.5, name, transform=ax.transAxes, rotation=90, ha="right", va="center", fontsize=8)
+    figure.suptitle("distance to the nearest training image / mean distance to the nearest 50", fontsize=9)
     return figure

@@ -4,22 +4,28 @@ Training images come from training patients' label maps and validation images fr
 segmenter can be trained and chosen on synthetic images alone.
 """
 
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from skimage.io import imread, imsave
+from skimage.io import imsave
 
 from echo.augment import augment
 from echo.config import PAPER, VIEW_PHASES, Profile
 from echo.dataset import Frames
-from echo.device import autocast, get_device, tune_cpu
+from echo.device import autocast, device_name, dividing_threads, get_device, supported_precision, tune_cpu
 from echo.labels import one_hot, sector_of, to_camus, to_sdm
-from echo.paths import atomic
+from echo.paths import atomic, read_json, write_json
 from echo.progress import tqdm
 from echo.sampler import SemanticDiffusionPipeline, make_scheduler
+from echo.synthetic_set import KINDS, files_digest, png, read_manifest
 from echo.unet import SemanticUNet
 
 
@@ -72,20 +78,23 @@ def paint_released(
     return paint(unet, PAPER, sdm_labels, np.zeros(len(sdm_labels), int), seeds, **options)
 
 
-def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> tuple[NDArray[np.uint8], int]:
-    """The augmented SDM label map (S, S) of a source frame, a function of `seed`, and the draws it rejected."""
+def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> tuple[NDArray[np.uint8], dict]:
+    """The augmented SDM label map (S, S) of a source frame, a function of `seed`; and what was drawn for it: the
+    augmentation's parameters, and `rejected`, the draws thrown away before."""
     sector = sector_of(frames.sdm_labels[source])
     new = augment(frames.labels[source], profile.augmentation, np.random.default_rng(seed))
-    return to_sdm(new.label, sector), new.rejected
+    return to_sdm(new.label, sector), {"rejected": new.rejected} | new.parameters
 
 
 def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> pd.DataFrame:
-    """One row an image to paint: id, split, source (row of its split), patient, view, phase, class_label, seed.
+    """One row an image to paint: id, split, source (row of its split), patient, view, phase, class_label, size of a
+    pixel in mm, seed, batch.
 
-    Sources are taken in turn from a shuffled order, so each is used equally often; rows are sorted by view and phase,
-    which makes batches of one class for profiles with a model each.
+    Sources are taken in turn from a shuffled order, so each is used equally often. Rows are sorted by view and phase;
+    a batch is `batch_size` of them (the last of a view and phase fewer) that share these, and so their network.
     """
     rng = np.random.default_rng((seed, 0xEC40))
+    columns = ["patient", "view", "phase", "class_label", "spacing_row_mm", "spacing_col_mm"]
     tables = []
     for split, frames, count in (
         ("training", training, profile.generation.images),
@@ -93,83 +102,156 @@ def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> p
     ):
         rounds = -(-count // len(frames))
         sources = np.concatenate([rng.permutation(len(frames)) for _ in range(rounds)])[:count]
-        table = frames.index.iloc[sources][["patient", "view", "phase", "class_label"]].reset_index(drop=True)
+        table = frames.index.iloc[sources][columns].round(5).reset_index(drop=True)
         table.insert(0, "split", split)
         table.insert(1, "source", sources)
         tables.append(table)
     table = pd.concat(tables).sort_values(["split", "class_label"], kind="stable", ignore_index=True)
     table.insert(0, "id", [f"{k:06d}" for k in range(len(table))])
     table["seed"] = rng.integers(2**31, size=len(table))
+    while (twice := table["seed"].duplicated()).any():
+        table.loc[twice, "seed"] = rng.integers(2**31, size=twice.sum())
+    groups = ["split", "class_label"]
+    place = table.groupby(groups).cumcount() // profile.generation.batch_size
+    table["batch"] = table.groupby([*groups, place], sort=False).ngroup()
     return table
 
 
+def set_facts(diffusion: Path, profile: Profile, seed: int) -> dict:
+    """All that the bits of a set depend on, beside its data: profile, seed, weights (SHA-256 of each file), device and
+    its precision, versions. JSON-able.
+
+    Raises:
+        FileNotFoundError: when the diffusion stage has not run.
+    """
+    weights = {g: model_folder(diffusion, g) / "diffusion_pytorch_model.safetensors" for g in model_groups(profile)}
+    facts = {
+        "profile": profile.name,
+        "image_size": profile.image_size,
+        "generation": asdict(profile.generation),
+        "augmentation": asdict(profile.augmentation),
+        "seed": seed,
+        "checkpoints": {group: hashlib.sha256(path.read_bytes()).hexdigest() for group, path in weights.items()},
+        "device": device_name(),
+        "precision": supported_precision(profile.training.precision, get_device()),
+        "packages": {package: version(package) for package in ("torch", "diffusers", "numpy", "scipy")},
+    }
+    return json.loads(json.dumps(facts))
+
+
+def check_facts(folder: Path, facts: dict) -> None:
+    """Raise ValueError when the set in `folder` was made from other `set_facts`."""
+    held = read_json(folder / "set.json")
+    if other := [name for name in facts if held.get(name) != facts[name]]:
+        raise ValueError(f"{folder} was painted with another {' and '.join(other)}: remove it, or go back to those")
+
+
+def paint_batch(
+    model: SemanticUNet, frames: Frames, profile: Profile, batch: pd.DataFrame, folder: Path
+) -> pd.DataFrame:
+    """Paint a batch of the plan into `folder`; returns its rows, with what was drawn for each label map, the sampler,
+    and the SHA-256 of the files.
+
+    The batch is padded to `batch_size` with itself: a network may round otherwise in a batch of another shape.
+    """
+    generation = profile.generation
+    maps, drawn = zip(
+        *[augmented_map(frames, r.source, r.seed, profile) for r in batch.itertuples()],
+        strict=True,
+    )
+    take = np.resize(np.arange(len(batch)), generation.batch_size)
+    classes, seeds = (batch[name].to_numpy()[take] for name in ("class_label", "seed"))
+    with dividing_threads(generation.batch_size):
+        images = paint(model, profile, np.stack(maps)[take], classes, seeds.tolist())
+    for name, image, label in zip(batch["id"], images, maps, strict=False):
+        pixels = {"labels": to_camus(label), "conditions": label, "images": image}
+        for kind in KINDS:
+            with atomic(png(folder, kind, name)) as temporary:
+                imsave(temporary, pixels[kind], check_contrast=False)
+    return batch.assign(
+        **pd.DataFrame(drawn, batch.index).round(5),
+        sampler=generation.scheduler,
+        steps=generation.num_inference_steps,
+        guidance=generation.guidance_scale,
+        sha256=[files_digest(folder, name) for name in batch["id"]],
+    )
+
+
 def generate(
-    models: dict[int, SemanticUNet],
+    diffusion: Path,
     training: Frames,
     validation: Frames,
     profile: Profile,
     folder: Path,
     seed: int,
-) -> pd.DataFrame:
-    """Paint the whole data set into `folder`; images already there are kept.
+    shard: tuple[int, int] = (0, 1),
+) -> pd.DataFrame | None:
+    """Paint a set (`echo.synthetic_set`) into `folder`, or the k-th of N shards of it: every N-th batch.
 
-    Each image is `images/ID.png` (8-bit grey), with its label map in CAMUS classes in `labels/ID.png` and in SDM
-    classes, as the network was given it, in `conditions/ID.png`; `manifest.csv` has the plan's row of each, with the
-    draws that its augmentation rejected. Batches have one fixed size (the last one of a class is padded), so that an
-    image does not change with its batch's company.
+    The set is the same bit for bit in whatever shards, order and pieces it is painted. `batches/` has the rows of
+    each batch, written when its images are there: finished batches are kept, also after a kill. Whoever finds all of
+    them joins them as `manifest.csv`.
 
     Args:
-        models: the network for each class label of `config.VIEW_PHASES`.
-    """
-    table = plan(training, validation, profile, seed)
-    size = profile.generation.batch_size
-    frames = {"training": training, "validation": validation}
-    bar = tqdm(total=len(table), desc="synthetic images", unit="image")
-    rejected = []
-    for (split, class_label), rows in table.groupby(["split", "class_label"], sort=False):
-        for first in range(0, len(rows), size):
-            batch = rows.iloc[first : first + size]
-            maps, redraws = zip(
-                *[augmented_map(frames[split], r.source, r.seed, profile) for r in batch.itertuples()],
-                strict=True,
-            )
-            rejected += redraws
-            targets = [folder / "images" / f"{k}.png" for k in batch["id"]]
-            if not all(path.exists() for path in targets):
-                take = np.resize(np.arange(len(batch)), size)
-                seeds = batch["seed"].to_numpy()[take].tolist()
-                classes = np.full(size, class_label)
-                images = paint(models[class_label], profile, np.stack(maps)[take], classes, seeds)
-                for path, image, label in zip(targets, images, maps, strict=False):
-                    # The image is written last: where it exists, its label maps do too.
-                    files = {"labels": to_camus(label), "conditions": label, "images": image}
-                    for kind, pixels in files.items():
-                        with atomic(folder / kind / path.name) as temporary:
-                            imsave(temporary, pixels, check_contrast=False)
-            bar.update(len(batch))
-    bar.close()
-    table["rejected"] = rejected
-    with atomic(folder / "manifest.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    return table
+        diffusion: the folder of the diffusion stage.
 
-
-def load_synthetic(folder: Path, split: str) -> Frames:
-    """A split of the data set that `generate` wrote.
+    Returns:
+        The manifest; None as long as batches of other shards are missing.
 
     Raises:
-        FileNotFoundError: when the generation stage has not run.
+        FileNotFoundError: when the diffusion stage has not run.
+        ValueError: for a shard that is none; and where `folder` was begun with other settings, weights or device.
     """
-    if not (folder / "manifest.csv").exists():
-        raise FileNotFoundError(
-            f"{folder}: no synthetic images; run notebook 03 or `python -m echo reproduce --only generation`"
-        )
-    table = pd.read_csv(folder / "manifest.csv", dtype={"id": str}).query("split == @split").reset_index(drop=True)
-    arrays = [
-        np.stack([imread(folder / kind / f"{k}.png") for k in table["id"]])
-        for kind in ("images", "labels", "conditions")
-    ]
-    return Frames(*arrays, table)
+    k, n = shard
+    if not 0 <= k < n:
+        raise ValueError(f"no shard {k}/{n}: with {n} of them, k is from 0 to {n - 1}")
+    models, facts = load_models(diffusion, profile), set_facts(diffusion, profile, seed)
+    if not (folder / "set.json").exists():
+        write_json(folder / "set.json", facts)
+    check_facts(folder, facts)
+    groups = model_groups(profile)
+    frames = {"training": training, "validation": validation}
+    batches = dict(list(plan(training, validation, profile, seed).groupby("batch")))
+    parts = {number: folder / "batches" / f"{number:06d}.csv" for number in batches}
+    for number in tqdm(list(batches)[k::n], desc="synthetic images", unit="batch"):
+        batch = batches[number]
+        if parts[number].exists() and all(png(folder, "images", name).exists() for name in batch["id"]):
+            continue
+        split, class_label = batch[["split", "class_label"]].iloc[0]
+        rows = paint_batch(models[class_label], frames[split], profile, batch, folder)
+        with atomic(parts[number]) as temporary:
+            rows.assign(checkpoint=facts["checkpoints"][groups[class_label]][:16]).to_csv(temporary, index=False)
+    if not all(part.exists() for part in parts.values()):
+        return None
+    for leftover in folder.glob("*/.*"):  # of processes that were killed while they wrote
+        leftover.unlink()
+    with atomic(folder / "manifest.csv") as temporary:
+        pd.concat([pd.read_csv(part, dtype=str) for part in parts.values()]).to_csv(temporary, index=False)
+    return read_manifest(folder)
+
+
+def regenerate(
+    folder: Path, names: list[str], diffusion: Path, training: Frames, validation: Frames, profile: Profile
+) -> list[str]:
+    """Paint some images of a finished set again, from their rows alone; returns a line for each that differs in a bit.
+
+    Raises:
+        FileNotFoundError: when set or diffusion model is missing.
+        ValueError: for an id that the set has not, and where settings, weights or device are others.
+    """
+    table = read_manifest(folder)
+    if unknown := set(names) - set(table["id"]):
+        raise ValueError(f"{folder}: no image {min(unknown)} in manifest.csv")
+    check_facts(folder, set_facts(diffusion, profile, read_json(folder / "set.json")["seed"]))
+    models, frames, faults = load_models(diffusion, profile), {"training": training, "validation": validation}, []
+    for number in table["batch"][table["id"].isin(names)].unique():
+        batch = table[table["batch"] == number]
+        split, class_label = batch[["split", "class_label"]].iloc[0]
+        with tempfile.TemporaryDirectory() as again:
+            rows = paint_batch(models[class_label], frames[split], profile, batch, Path(again))
+        differs = batch["id"].isin(names) & (rows["sha256"] != batch["sha256"])
+        faults += [f"{name}: painted again, it is another image" for name in batch["id"][differs]]
+    return faults
 
 
 def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet]:
@@ -180,11 +262,7 @@ def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet]:
     """
     networks, models = {}, {}
     for k, group in enumerate(model_groups(profile)):
-        path = folder / group / "model"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path}: no diffusion model; run notebook 02 or `python -m echo reproduce --only diffusion`"
-            )
+        path = model_folder(folder, group)
         if group not in networks:
             networks[group] = (
                 SemanticUNet.from_pretrained(path, torch_dtype=torch.float32)
@@ -198,3 +276,17 @@ def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet]:
 def model_groups(profile: Profile) -> list[str]:
     """The name of the model that serves each class label of `config.VIEW_PHASES`."""
     return [f"{view}_{phase}" if profile.per_view_phase else "all" for view, phase in VIEW_PHASES]
+
+
+def model_folder(diffusion: Path, group: str) -> Path:
+    """Where the network of a group of views and phases is.
+
+    Raises:
+        FileNotFoundError: when the diffusion stage has not run.
+    """
+    path = diffusion / group / "model"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no diffusion model; run notebook 02 or `python -m echo reproduce --only diffusion`"
+        )
+    return path

@@ -13,8 +13,9 @@ from monai.networks.nets import UNet
 
 from echo.config import Profile, SegmenterConfig
 from echo.dataset import Frames
-from echo.generate import generate, load_models, load_synthetic, model_groups
+from echo.generate import generate, model_groups
 from echo.segmenter import train_segmenter
+from echo.synthetic_set import load_synthetic
 from echo.training import train
 
 OWN = "own"  # the generator that is trained on the very patients a cell is
@@ -161,6 +162,5 @@ def other_generator(
         seed += 1
     if not (folder / "synthetic" / "manifest.csv").exists():
         train_generator(profile, training, validation, folder / "diffusion", seed)
-        models = load_models(folder / "diffusion", profile)
-        generate(models, training, validation, profile, folder / "synthetic", seed)
+        generate(folder / "diffusion", training, validation, profile, folder / "synthetic", seed)
     return folder / "synthetic"

@@ -4,19 +4,17 @@ The anatomy is `echo.anatomy`'s. The image is formed in polar coordinates (depth
 sector scanner.
 """
 
-import gzip
 import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
 
+from echo import layout
 from echo.anatomy import VirtualPatient, anatomy, label_map, virtual_patient
 from echo.config import SPLITS, VIEW_PHASES, VIEWS
-from echo.paths import atomic
 from echo.progress import tqdm
 
 VERSION = 1
@@ -136,18 +134,7 @@ def render(patient: VirtualPatient, view: str, phase: str, size: int, rng: np.ra
     return np.where(_scan_maps(patient.sector_deg, size)[1], np.round(image), 0).astype(np.uint8)
 
 
-# CAMUS layout
-
-
-def _write(path: Path, data: bytes) -> None:
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def _nifti(array: np.ndarray, spacing_mm: tuple[float, float]) -> bytes:
-    """A (row, column) uint8 array as .nii.gz bytes, stored (W, H) as CAMUS does; same array, same bytes."""
-    image = nib.Nifti1Image(np.ascontiguousarray(array.T), np.diag([-spacing_mm[1], -spacing_mm[0], 1.0, 1.0]))
-    return gzip.compress(image.to_bytes(), mtime=0)
+# Patients on disk
 
 
 def _write_patient(folder: Path, seed: int, number: int, size: int) -> None:
@@ -162,19 +149,15 @@ def _write_patient(folder: Path, seed: int, number: int, size: int) -> None:
     spacing = patient.spacing_mm(size)
     for (view, phase), frame_seed in zip(VIEW_PHASES, seeds[1:], strict=True):
         image = render(patient, view, phase, size, np.random.default_rng(frame_seed))
-        _write(folder / f"{name}_{view}_{phase}.nii.gz", _nifti(image, spacing))
-        _write(
-            folder / f"{name}_{view}_{phase}_gt.nii.gz",
-            _nifti(label_map(patient, view, phase, size), spacing),
-        )
+        label = label_map(patient, view, phase, size)
+        layout.write_frame(folder, view, phase, image, label, spacing)
     info = (
         f"ED: 1\nES: {patient.n_frames}\nNbFrame: {patient.n_frames}\n"
         f"Sex: {patient.sex}\nAge: {patient.age}\n"
         f"ImageQuality: {patient.quality}\nEF: {patient.ef:.0f}\nFrameRate: {patient.frame_rate}\n"
         f"LVedv: {patient.edv_ml:.1f}\nLVesv: {patient.esv_ml:.1f}\n"
     )
-    for path in cfgs:
-        _write(path, info.encode())
+    layout.write_info(folder, info)
 
 
 def write_phantom(
@@ -200,14 +183,12 @@ def write_phantom(
             raise ValueError(f"{root} holds another phantom ({held}); asked for {claim}: choose a new folder")
     if done.exists():
         return root
-    _write(begun, (json.dumps(claim, indent=1) + "\n").encode())
+    layout.write_bytes(begun, (json.dumps(claim, indent=1) + "\n").encode())
 
     names = [f"patient{number:04d}" for number in range(1, sum(counts.values()) + 1)]
     for number, name in enumerate(tqdm(names, desc="phantom", unit="patient", disable=not progress), start=1):
         _write_patient(root / "database_nifti" / name, seed, number, size)
     remaining = iter(names)
-    for split, count in counts.items():
-        members = "".join(f"{next(remaining)}\n" for _ in range(count))
-        _write(root / "database_split" / f"subgroup_{split}.txt", members.encode())
+    layout.write_splits(root, {split: [next(remaining) for _ in range(count)] for split, count in counts.items()})
     begun.replace(done)
     return root

@@ -27,9 +27,9 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
-from echo import camus, dataset, figures, generate, grid, segmenter, study, tables
+from echo import camus, cards, dataset, figures, generate, grid, segmenter, study, synthetic_set, tables
 from echo.config import Profile, get_profile
-from echo.device import get_device, peak_memory_gb, training_processes
+from echo.device import device_name, get_device, peak_memory_gb, training_processes
 from echo.paths import FIGURES, REPOSITORY, RESULTS, atomic, begin, digest, finish, is_done, read_json, write_json
 
 # Stage -> its folder in the run, and the notebook that runs it.
@@ -143,26 +143,30 @@ def inputs_of(run: Run, name: str) -> str:
 
 
 @contextmanager
-def stage(run: Run, name: str) -> Iterator[bool]:
+def stage(run: Run, name: str, product: str = "") -> Iterator[bool]:
     """Work on a stage: yields whether there is any; times it, and enters it into the manifest.
 
-    Where several processes work on it, the first keeps the books.
+    Where several processes work on it together, the first keeps the books. Where each works by itself, each does, and
+    the stage is finished once it has its `product`, a file; their seconds add up.
     """
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = bool(product) or os.environ.get("RANK", "0") == "0"
     clock = time.perf_counter()  # the phantom is made while the data stage asks for its inputs
     folder = home_of(run, name)
-    if not begin(folder, inputs_of(run, name)):
+    with only_one(run):
+        work = begin(folder, inputs_of(run, name))
+    if not work:
         yield False
         return
     try:
         yield True
-        if is_main:
+        if is_main and (folder / product).exists():
             finish(folder)
     finally:
         if is_main:
             facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
             facts["peak_memory_gb"] = round(peak_memory_gb(get_device()), 2)
-            enter_manifest(folder.parent, run, name, facts)
+            with only_one(run):
+                enter_manifest(folder.parent, run, name, facts)
 
 
 def enter_manifest(home: Path, run: Run, name: str, facts: dict) -> None:
@@ -199,13 +203,6 @@ def revision() -> str:
     return commit + ("+changes" if changes else "")
 
 
-def device_name() -> str:
-    """The GPU's name, or the CPU's architecture and best instruction set."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
 def data_stage(run: Run) -> tuple[dataset.Frames, dataset.Frames]:
     """Prepare the frames; returns those of training and validation.
 
@@ -239,12 +236,51 @@ def diffusion_stage(run: Run) -> None:
         grid.train_generator(run.profile, *frames, run.folder / "diffusion", run.seed)
 
 
-def generation_stage(run: Run) -> None:
-    """Paint the synthetic data set."""
-    with stage(run, "generation") as work:
+def generation_stage(run: Run, shard: tuple[int, int] = (0, 1)) -> None:
+    """Paint the synthetic data set, or the k-th of N shards of it."""
+    with stage(run, "generation", "manifest.csv") as work:
         if work:
-            models = generate.load_models(run.folder / "diffusion", run.profile)
-            generate.generate(models, *data_stage(run), run.profile, run.folder / "synthetic", run.seed)
+            paint_set(run, home_of(run, "generation"), shard)
+
+
+def paint_set(run: Run, folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
+    """Paint a set by the run's diffusion model into `folder`, or a shard of it; a whole set gets its cards."""
+    frames = data_stage(run)
+    if generate.generate(run.folder / "diffusion", *frames, run.profile, folder, run.seed, shard) is not None:
+        cards.write_cards(folder, run.folder)
+
+
+def run_of_set(folder: Path) -> Run:
+    """The run whose model painted the set in `folder`, with the profile that it was painted by.
+
+    Raises:
+        FileNotFoundError: when `folder` has no finished set.
+    """
+    synthetic_set.read_manifest(folder)
+    facts = read_json(folder / "set.json")
+    profile = get_profile(facts["profile"])
+    profile = replace(profile, generation=replace(profile.generation, images=facts["generation"]["images"]))
+    return Run(profile, "", folder.parent, facts["seed"], recompute=True)
+
+
+def check_set(folder: Path, names: list[str], sample: int, seed: int) -> list[str]:
+    """The faults of a set: of its files (`synthetic_set.verify`), and of images painted again: those named, and as
+    many more as `sample` says, drawn by `seed`."""
+    run, known = run_of_set(folder), synthetic_set.read_manifest(folder)["id"].drop_duplicates()
+    faults = synthetic_set.verify(folder)
+    names = [*names, *known.sample(min(sample, len(known)), random_state=seed)]
+    if names:
+        frames = [dataset.load_frames(home_of(run, "data"), split) for split in ("training", "validation")]
+        faults += generate.regenerate(folder, names, run.folder / "diffusion", *frames, run.profile)
+    return faults
+
+
+def score_fidelity(folder: Path) -> pd.DataFrame:
+    """`study.label_fidelity` of a set by its run's first segmenter trained on real images; the cards get the means."""
+    run = run_of_set(folder)
+    table = study.label_fidelity(folder, load_segmenter(run, "real"))
+    cards.write_cards(folder, run.folder)
+    return table
 
 
 def segmenter_folder(run: Run, row: str, seed: int) -> Path:
@@ -320,7 +356,7 @@ def image_quality_stage(run: Run) -> None:
     """Compare the synthetic images of validation patients' label maps with those patients' real images."""
     with stage(run, "quality") as work:
         if work:
-            synthetic = generate.load_synthetic(run.folder / "synthetic", "validation")
+            synthetic = synthetic_set.load_synthetic(run.folder / "synthetic", "validation")
             training, validation = data_stage(run)
             results = study.image_quality(synthetic, validation, training, load_segmenter(run, "real"), run.seed)
             for name, table in results.items():
@@ -446,7 +482,8 @@ def publish(folder: Path) -> list[Path]:
     a figure that holds a real frame leaves the run folder: only the grid of synthetic images does.
     """
     phantom = read_json(folder / "manifest.json")["data"]["source"] == "phantom"
-    keep = [folder / "manifest.json", *folder.glob("*/*/log.csv"), folder / "synthetic" / "manifest.csv"]
+    keep = [folder / "manifest.json", *folder.glob("*/*/log.csv"), *folder.glob("synthetic/*.csv")]
+    keep += [*folder.glob("synthetic/*_CARD.md"), *folder.glob("synthetic/set.json")]
     keep += (path for study, _ in STUDIES.values() for path in folder.glob(f"{study}/*.csv"))
     keep += folder.glob("diffusion/*/model/*") if phantom else []
     keep += folder.glob("segmenter/*/model.safetensors") if phantom else []

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from echo.config import SMOKE, Profile
-from echo.dataset import Frames, open_data, read_frames
+from echo.dataset import Frames, open_data, prepare, read_frames
 from echo.diffusion import build_unet
+from echo.paths import read_json, write_json
 from echo.unet import SemanticUNet
 
 REPOSITORY = Path(__file__).parents[1]
@@ -54,3 +55,14 @@ def random_unet(smoke) -> SemanticUNet:
     for p in unet.parameters():
         torch.nn.init.normal_(p, std=0.05)
     return unet
+
+
+@pytest.fixture(scope="session")
+def trained(phantom, smoke, random_unet, tmp_path_factory) -> Path:
+    """A run folder with the phantom's prepared frames and that network, as if it had been trained."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke-phantom"
+    prepare(phantom, "phantom", smoke, folder / "dataset", progress=False)
+    write_json(folder / "manifest.json", {"data": read_json(folder / "dataset" / "data.json")})
+    random_unet.save_pretrained(folder / "diffusion" / "all" / "model")
+    (folder / "diffusion" / "all" / "log.csv").write_text("step,validation_loss\n6,0.75\n12,0.5\n")
+    return folder

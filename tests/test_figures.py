@@ -98,6 +98,18 @@ def test_every_figure_draws_and_saves(frames, tmp_path):
         assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"training_curve{suffix}").read_bytes()
 
 
+def test_closest_pairs_begin_with_a_copy(frames):
+    training = frames["training"].images
+    noisy = training[7] + np.random.default_rng(0).normal(0, 3, training[7].shape)
+    images = np.stack([*frames["validation"].images, noisy.clip(0, 255).astype(np.uint8)])
+    axes = figures.closest_pairs(images, training, pairs=3).axes
+    assert len(axes) == 6
+    assert (axes[0].images[0].get_array() == images[4]).all()
+    assert (axes[3].images[0].get_array() == training[7]).all()
+    titles = [float(ax.get_title()) for ax in axes[:3]]
+    assert titles[0] < 0.5 < titles[1] <= titles[2]
+
+
 def test_contours_follow_the_label(frames):
     figure, ax = plt.subplots()
     label = np.zeros((20, 20), np.uint8)

@@ -7,7 +7,8 @@ import torch
 
 from echo import grid
 from echo.config import CPU, GPU, PROFILES
-from echo.generate import generate, load_synthetic
+from echo.generate import generate
+from echo.synthetic_set import load_synthetic
 
 
 def test_every_cell_is_a_training_of_its_own():
@@ -30,9 +31,9 @@ def test_shares_of_patients_are_whole_and_nested(frames):
 
 
 @pytest.fixture(scope="module")
-def synthetic(frames, smoke, random_unet, tmp_path_factory):
+def synthetic(frames, smoke, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
-    generate(dict.fromkeys(range(4), random_unet), frames["training"], frames["validation"], smoke, folder, seed=0)
+    generate(trained / "diffusion", frames["training"], frames["validation"], smoke, folder, seed=0)
     return folder
 
 
@@ -77,8 +78,7 @@ def test_a_cell_sees_what_its_row_says(monkeypatch, frames, smoke, synthetic, tm
 def test_a_generator_of_few_patients_sees_those_alone(monkeypatch, frames, smoke, tmp_path):
     sources = []
     monkeypatch.setattr(grid, "train", lambda profile, training, *_: sources.append((profile, training)))
-    monkeypatch.setattr(grid, "load_models", lambda *_: {})
-    monkeypatch.setattr(grid, "generate", lambda _models, training, *_: sources.append((None, training)))
+    monkeypatch.setattr(grid, "generate", lambda _diffusion, training, *_: sources.append((None, training)))
     folder = grid.other_generator("own 0.5", smoke, *frames.values(), tmp_path, 0)
     assert folder == tmp_path / "own-0.5" / "synthetic"
     own = set(grid.some_patients(frames["training"], 0.5, 0).index["patient"])

@@ -10,7 +10,7 @@ import pytest
 from scipy.ndimage import binary_dilation, gaussian_filter
 from scipy.ndimage import label as components
 
-from echo import phantom
+from echo import layout
 from echo.config import PHASES, VIEWS
 from echo.phantom import label_map, render, virtual_patient, write_phantom
 
@@ -175,7 +175,7 @@ def test_files_hold_the_patient(dataset):
 
 def test_same_seed_same_bytes_and_a_killed_run_resumes(dataset, tmp_path, monkeypatch):
     written = 0
-    original = phantom._write
+    original = layout.write_bytes
 
     def killed(path, data):
         nonlocal written
@@ -185,7 +185,7 @@ def test_same_seed_same_bytes_and_a_killed_run_resumes(dataset, tmp_path, monkey
         original(path, data)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(phantom, "_write", killed)
+        patch.setattr(layout, "write_bytes", killed)
         write_phantom(tmp_path, COUNTS, seed=3, size=64, progress=False)
     assert not (tmp_path / "phantom.json").exists()
     with pytest.raises(ValueError, match="another phantom"):
@@ -203,7 +203,7 @@ def test_a_patient_does_not_depend_on_how_many_there_are(dataset, tmp_path):
 
 
 def test_a_finished_phantom_is_left_alone_and_a_different_one_refused(dataset, monkeypatch):
-    monkeypatch.setattr(phantom, "_write", lambda *_: pytest.fail("wrote to a finished phantom"))
+    monkeypatch.setattr(layout, "write_bytes", lambda *_: pytest.fail("wrote to a finished phantom"))
     assert write_phantom(dataset, COUNTS, seed=3, size=64, progress=False) == dataset
     with pytest.raises(ValueError, match="another phantom"):
         write_phantom(dataset, COUNTS, seed=3, size=128, progress=False)
