@@ -24,6 +24,7 @@ Stage = StrEnum("Stage", ["data", "diffusion", "generation", "segmentation", "ta
 
 
 StudyName = StrEnum("StudyName", {"sampler": "sampler", "quality": "quality", "grid": "tables"})
+Source = StrEnum("Source", {"camus": "camus", "weights": "released-weights"})
 ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
 DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')]
 RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")]
@@ -35,16 +36,18 @@ DropOption = Annotated[float, typer.Option(help="Leave out the worst so many %, 
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """What a user can mend is one line and exit status 1; an interruption is 130."""
-    from echo.reproduce import NotebookError
-
     try:
         yield
-    except (NotebookError, ValueError, FileNotFoundError, FloatingPointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     except KeyboardInterrupt as stopped:
         typer.echo(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
+    except Exception as error:
+        from echo.reproduce import NotebookError  # here, since it takes seconds
+
+        if not isinstance(error, (NotebookError, ValueError, OSError, FloatingPointError)):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def stop_kernels_too() -> None:
@@ -221,6 +224,37 @@ def publish(run: Annotated[Path, typer.Argument(help="A finished run folder.")])
     from echo import reproduce as pipeline
 
     typer.echo("\n".join(map(str, pipeline.publish(run.resolve()))))
+
+
+@app.command()
+def fetch(
+    source: Annotated[
+        Source, typer.Argument(help="camus: its NIfTI release; released-weights: what the paper's authors released.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put it.")],
+    accept_license: Annotated[bool, typer.Option("--accept-license", help="CAMUS's: CC BY-NC-SA 4.0.")] = False,
+    url: Annotated[str, typer.Option(help="A mirror; by default the addresses in echo/fetch.py.")] = "",
+) -> None:
+    """Download CAMUS, and open every frame once; or the authors' weights. Called again, it goes on."""
+    from echo import fetch as download
+
+    with plain_errors():
+        if source is Source.weights:
+            found = download.fetch_weights(folder, url or download.WEIGHTS_URL)
+            typer.echo("\n".join(map(str, found)) or f"{folder}: the record holds no checkpoint (*.pt)")
+        elif accept_license:
+            typer.echo(download.describe(download.fetch_camus(folder, url or download.CAMUS_URL)))
+        else:
+            raise ValueError(download.CAMUS_LICENCE)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="A run folder, of a run under way or finished.")]) -> None:
+    """Print how far each stage is, how fast it goes, and its last losses: from the run's files alone."""
+    from echo.status import status as look
+
+    with plain_errors():
+        typer.echo(look(run).to_string(index=False))
 
 
 if __name__ == "__main__":

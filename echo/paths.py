@@ -13,6 +13,21 @@ RESULTS = REPOSITORY / "results"
 FIGURES = REPOSITORY / "figures"
 PAPER_RESULTS = REPOSITORY / "data" / "paper_results.csv"
 
+# Stage -> its folder in the run, and the notebook that runs it.
+STAGES = {
+    "data": ("dataset", "01_data_preparation"),
+    "diffusion": ("diffusion", "02_diffusion_training"),
+    "generation": ("synthetic", "03_generation"),
+    "segmentation": ("segmenter", "04_segmentation"),
+    "tables": ("tables", "05_dice_tables"),
+}
+# Studies beside the pipeline, which start from a finished run.
+STUDIES = {
+    "sampler": ("sampler_study", "06_sampler_study"),
+    "quality": ("image_quality", "08_image_quality"),
+    "grid": ("grid", "09_experiment_grid"),
+}
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:

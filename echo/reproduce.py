@@ -4,6 +4,7 @@ A stage is skipped when it is finished and its inputs are unchanged, and goes on
 The notebooks call the `*_stage` functions below; `reproduce` calls the notebooks.
 """
 
+import ast
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -27,25 +29,25 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
+import __main__
 from echo import camus, cards, dataset, figures, generate, grid, segmenter, study, synthetic_set, tables
 from echo.config import Profile, get_profile
 from echo.device import device_name, get_device, peak_memory_gb, training_processes
-from echo.paths import FIGURES, REPOSITORY, RESULTS, atomic, begin, digest, finish, is_done, read_json, write_json
+from echo.paths import (
+    FIGURES,
+    REPOSITORY,
+    RESULTS,
+    STAGES,
+    STUDIES,
+    atomic,
+    begin,
+    digest,
+    finish,
+    is_done,
+    read_json,
+    write_json,
+)
 
-# Stage -> its folder in the run, and the notebook that runs it.
-STAGES = {
-    "data": ("dataset", "01_data_preparation"),
-    "diffusion": ("diffusion", "02_diffusion_training"),
-    "generation": ("synthetic", "03_generation"),
-    "segmentation": ("segmenter", "04_segmentation"),
-    "tables": ("tables", "05_dice_tables"),
-}
-# Studies beside the pipeline, which start from a finished run.
-STUDIES = {
-    "sampler": ("sampler_study", "06_sampler_study"),
-    "quality": ("image_quality", "08_image_quality"),
-    "grid": ("grid", "09_experiment_grid"),
-}
 PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
 DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
 
@@ -86,8 +88,37 @@ def run_name(profile: str, data: str) -> str:
     return f"{profile}-{Path(data).expanduser().resolve().name if data != 'phantom' else data}"
 
 
+def check_parameters(cells: list[str]) -> None:
+    """Refuse what papermill gives and the notebook does not have, or has with another type: papermill only warns.
+
+    Args:
+        cells: sources that the kernel has run, in order. Papermill's own follows the cell of the defaults.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+
+    def assigned(cell: str) -> dict:
+        return {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell).body if isinstance(s, ast.Assign)}
+
+    for before, cell in pairwise(cells):
+        if cell.startswith("# Parameters\n"):
+            defaults = assigned(before)
+            for name, value in assigned(cell).items():
+                if name not in defaults:
+                    raise ValueError(f"unknown parameter {name!r}: this notebook has {', '.join(defaults)}")
+                if type(value) is not type(defaults[name]):
+                    raise ValueError(f"parameter {name} is {value!r}: it must be {type(defaults[name]).__name__}")
+
+
 def open_run(profile: str, data: str, run: str = "", seed: int = 0, recompute: bool = False) -> Run:
-    """The run that a notebook's parameters name; `run` is a folder, by default `runs/PROFILE-DATA`."""
+    """The run that a notebook's parameters name; `run` is a folder, by default `runs/PROFILE-DATA`.
+
+    Raises:
+        ValueError: for an unknown profile, or a parameter that papermill gives and the notebook does not have.
+        FileNotFoundError: when there is no extract to show.
+    """
+    check_parameters(getattr(__main__, "In", []))  # IPython's record of the cells; there is none outside a kernel
     settings, name = get_profile(profile), run_name(profile, data)
     default = REPOSITORY / "runs" / name if recompute else RESULTS / name
     folder = Path(run).resolve() if run else default
@@ -291,6 +322,7 @@ def segmenter_folder(run: Run, row: str, seed: int) -> Path:
 def train_cells(run: Run, cells: list[grid.Cell], folder: Path) -> None:
     """Train the segmenters of some cells of the grid into `folder`; those that are there are kept."""
     real = data_stage(run)
+    write_json(folder / "planned.json", [cell.name for cell in cells])
 
     def synthetic(generator: str) -> Path:
         if generator == "run":

@@ -222,9 +222,9 @@ def train_segmenter(
             state = {key: part.state_dict() for key, part in state.items()}
             with atomic(checkpoint) as temporary:
                 torch.save(state | {"step": step, "log": log, "best": best, "best_state": best_state}, temporary)
+            with atomic(folder / "log.csv") as temporary:
+                pd.DataFrame(log).to_csv(temporary, index=False)
     bar.close()
-    with atomic(folder / "log.csv") as temporary:
-        pd.DataFrame(log).to_csv(temporary, index=False)
     with atomic(weights) as temporary:
         save_file(best_state, temporary)
     checkpoint.unlink()

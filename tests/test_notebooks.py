@@ -2,12 +2,16 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 import nbformat
 import papermill
 import pytest
 import torch
 from conftest import REPOSITORY
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from echo import __version__, reproduce
 
@@ -49,6 +53,39 @@ def test_parameters_that_reproduce_gives_exist():
     for _folder, name in (reproduce.STAGES | reproduce.STUDIES).values():
         known = papermill.inspect_notebook(REPOSITORY / "notebooks" / f"{name}.ipynb")
         assert set(PARAMETERS) <= set(known)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_papermills_parameters_are_checked(path):
+    def check(**parameters):
+        cells = parameterize_notebook(load_notebook_node(str(path)), parameters, kernel_name="python3").cells
+        reproduce.check_parameters([c.source for c in cells if c.cell_type == "code"])
+
+    good = PARAMETERS | OWN_PARAMETERS.get(path.stem, {})
+    check(**good)
+    check(profile="gpu", seed=-1, data='a "b"\nc')
+    with pytest.raises(ValueError, match="unknown parameter 'profil': this notebook has profile, data, run, seed, rec"):
+        check(profile="gpu", profil="gpu")
+    for name, wrong in {"profile": 1, "run": None, "seed": "1", "recompute": 1, "data": ["a"]}.items():
+        with pytest.raises(ValueError, match=f"parameter {name} is .*: it must be {type(good[name]).__name__}"):
+            check(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("stem", "words", "message"),
+    [
+        ("03_generation", "-p profil gpu", "ValueError: unknown parameter 'profil'"),
+        ("05_dice_tables", "-p profile smoke -p recompute True -p run run", "finished; run notebook 04_segmentation"),
+    ],
+)
+def test_a_notebook_by_itself_in_any_folder(stem, words, message, tmp_path):
+    """An unknown parameter, and an earlier stage that is missing, are named."""
+    notebook = REPOSITORY / "notebooks" / f"{stem}.ipynb"
+    command = [sys.executable, "-m", "papermill", notebook, "out.ipynb", "-k", "python3", "--no-progress-bar"]
+    done = subprocess.run([*command, *words.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} <= {"out.ipynb", "run"}
 
 
 def test_committed_state_is_a_clean_run(notebook):
