@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import regionprops
 
 from echo.config import AugmentationConfig
+from echo.labels import CAMUS_NAMES
 
 ELASTIC_TRIES = 50
+BLUR = 0.5  # pixels: as much as leaves a map that is not moved as it is
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,35 @@ def smallest_jacobian(field: NDArray[np.float64]) -> float:
     return float(((1 + dyy) * (1 + dxx) - dyx * dxy).min())
 
 
+def close_cut(label: NDArray[np.uint8], margin: int) -> NDArray[np.uint8]:
+    """A label map (S, S) with `margin` pixels more on each side; what the image cuts off is closed there.
+
+    Atria often reach below the image. How they end is not known: here in a half disc as wide as the cut.
+    """
+    padded = np.pad(label, margin)
+    depth = np.arange(1, margin + 1)[:, None]
+    for _side in range(4):
+        edge, beyond = padded[-margin - 1], padded[-margin:]
+        for k in np.unique(edge[edge > 0]):
+            for (cut,) in ndimage.find_objects(ndimage.label(edge == k)[0]):
+                radius = (cut.stop - cut.start) / 2
+                across = np.arange(cut.start, cut.stop) + 0.5 - cut.start - radius
+                beyond[:, cut][np.hypot(depth, across) <= radius] = k
+        padded = np.rot90(padded)
+    return padded
+
+
 def warp(label: NDArray[np.uint8], coordinates: NDArray[np.float64]) -> NDArray[np.uint8]:
     """The label map (S, S) at input coordinates (2, S, S): each class is interpolated linearly, and the largest wins.
 
-    Borders come out smooth where a nearest-neighbour lookup leaves them jagged. What lies beyond the image goes on as
-    at its border, so an atrium that the image cuts off stays cut off by the image.
+    Classes are blurred a little first, so that borders come out smooth where a nearest-neighbour lookup leaves them
+    jagged. A structure that the image cuts off and that moves into it ends as in `close_cut`; gone on as at the
+    border, an atrium would become a column.
     """
-    shares = [
-        ndimage.map_coordinates((label == k).astype(np.float32), coordinates, order=1, mode="nearest")
-        for k in range(int(label.max()) + 1)
-    ]
+    margin = len(label) // 2
+    whole = close_cut(label, margin)
+    classes = [ndimage.gaussian_filter((whole == k).astype(np.float32), BLUR) for k in range(int(label.max()) + 1)]
+    shares = [ndimage.map_coordinates(share, coordinates + margin, order=1, mode="nearest") for share in classes]
     return np.argmax(shares, axis=0).astype(np.uint8)
 
 
@@ -111,6 +133,29 @@ def leak(label: NDArray[np.uint8]) -> float:
     cavity = label == 1
     rim = ndimage.binary_dilation(cavity) & ~cavity
     return float((label[rim] == 0).mean()) if rim.any() else 0.0
+
+
+def shape_statistics(label: NDArray[np.uint8], spacing: tuple[float, float] | None = None) -> dict[str, float]:
+    """Measures of a label map (H, W), CAMUS classes: a row of a table; nan for what is not there.
+
+    Args:
+        spacing: mm a pixel (row, column). None: areas are fractions of the image, lengths of its side.
+
+    Returns:
+        "LV endo area", "LV myo area", "LA area" (mm2, or a fraction), "LA / LV area"; "eccentricity" of the ellipse
+        with the cavity's second moments (0 a circle, 1 a line); "wall thickness": from the cavity to the background,
+        in the mean over the wall that lines the cavity (mm, or a fraction).
+    """
+    step = np.array(spacing or 1 / np.array(label.shape))
+    areas = {name: (label == k).sum() * step.prod() or np.nan for k, name in enumerate(CAMUS_NAMES) if k}
+    cavity = label == 1
+    lining = (label == 2) & ndimage.binary_dilation(cavity)
+    outwards = ndimage.distance_transform_edt(label > 0, sampling=step)
+    return {f"{name} area": area for name, area in areas.items()} | {
+        "LA / LV area": areas["LA"] / areas["LV endo"],
+        "eccentricity": regionprops(cavity.astype(np.uint8), spacing=step)[0].eccentricity if cavity.any() else np.nan,
+        "wall thickness": outwards[lining].mean() if lining.any() else np.nan,
+    }
 
 
 def augment(

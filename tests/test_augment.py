@@ -45,6 +45,59 @@ def test_affine_moves_as_it_says():
     assert (augment.augment(label, half, rng).label == 1).sum() == pytest.approx(0.64 * 1024, rel=0.1)
 
 
+def test_an_atrium_that_the_image_cuts_off_is_closed():
+    label = np.zeros((SIZE, SIZE), np.uint8)
+    label[40:, 30:50] = 3
+    label[:, 90:] = 2  # cut off on three sides
+    closed = augment.close_cut(label, 16)
+    assert (closed[16:-16, 16:-16] == label).all()
+    widths = (closed == 3).sum(1)[-16:]
+    assert list(widths[:2]) == [20, 20]  # as wide as the cut at first, then a half disc: round, and closed after 10
+    assert (np.diff(widths[:10].astype(int)) <= 0).all()
+    assert widths[9] <= 10
+    assert not widths[10:].any()
+    assert (closed == 2)[:, -16:].any()
+    # Shrunk, it ends above the image's border, where it went on to it as a column before.
+    shrink = AugmentationConfig(**{**vars(STILL), "scale": (0.7, 0.7)})
+    label[:, 90:] = 0
+    label[20:40, 30:50] = 1
+    atrium = augment.augment(label, shrink, np.random.default_rng(0)).label == 3
+    assert not atrium[-2:].any()
+    centre = (SIZE - 1) / 2
+    assert np.nonzero(atrium)[0].max() == pytest.approx(centre + 0.7 * (SIZE + 10 - centre), abs=1.5)
+
+
+def test_warped_borders_are_not_jagged(sources):
+    """A slanted border stays within a pixel of its line."""
+    label = (np.indices((SIZE, SIZE))[1] < 48).astype(np.uint8)
+    rows, columns = np.indices((SIZE, SIZE)).astype(float)
+    leaning = augment.warp(label, np.stack([rows, columns + 0.3 * rows]))
+    edge = leaning[:96].sum(1)
+    assert np.abs(edge - (48 - 0.3 * np.arange(96))).max() <= 1
+
+
+def test_shape_statistics_of_known_shapes():
+    label = np.zeros((100, 100), np.uint8)
+    rows, columns = np.indices(label.shape)
+    r = np.hypot(rows - 40, columns - 50)
+    label[r < 30], label[r < 20] = 2, 1
+    label[75:85, 40:60] = 3
+    found = augment.shape_statistics(label)
+    assert found["LV endo area"] == pytest.approx(np.pi * 0.04, rel=0.01)
+    assert found["LV myo area"] == pytest.approx(np.pi * 0.05, rel=0.01)
+    assert found["LA / LV area"] == pytest.approx(200 / (np.pi * 400), rel=0.01)
+    assert found["eccentricity"] < 0.05
+    assert found["wall thickness"] == pytest.approx(0.10, abs=0.005)
+    # In mm, with rows twice as far apart: a circle becomes an ellipse with half axes 2 : 1.
+    mm = augment.shape_statistics(label, (2.0, 1.0))
+    assert mm["LA area"] == 400
+    assert mm["eccentricity"] == pytest.approx(np.sqrt(3) / 2, abs=0.01)
+    assert 10 < mm["wall thickness"] < 20
+    label[label == 3] = 0
+    assert np.isnan(augment.shape_statistics(label)["LA / LV area"])
+    assert np.isnan(augment.shape_statistics(np.zeros_like(label))["eccentricity"])
+
+
 def test_folds_are_seen():
     flat = np.zeros((2, 32, 32))
     assert augment.smallest_jacobian(flat) == 1
