@@ -19,7 +19,7 @@ from echo.phantom import write_phantom
 from echo.progress import tqdm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frames:
     """Frames of one split, in one order.
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from echo.labels import one_hot, sector_of, to_camus, to_sdm
 from echo.paths import atomic, read_json, write_json
 from echo.progress import tqdm
 from echo.sampler import SemanticDiffusionPipeline, make_scheduler
+from echo.shapes import ShapeModel, fit_shapes, sample_shape
 from echo.synthetic_set import KINDS, files_digest, png, read_manifest
 from echo.unet import SemanticUNet
 
@@ -80,10 +82,26 @@ def paint_released(
 
 def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> tuple[NDArray[np.uint8], dict]:
     """The augmented SDM label map (S, S) of a source frame, a function of `seed`; and what was drawn for it: the
-    augmentation's parameters, and `rejected`, the draws thrown away before."""
+    augmentation's parameters, and `rejected`, the draws thrown away before.
+
+    A shape drawn from the model takes the source's sector, and the place, tilt and size of its heart.
+    """
     sector = sector_of(frames.sdm_labels[source])
-    new = augment(frames.labels[source], profile.augmentation, np.random.default_rng(seed))
+    rng, share = np.random.default_rng(seed), profile.augmentation.shape_model
+    if share and rng.random() < share:
+        classes = frames.index["class_label"].to_numpy()
+        model = class_shapes(frames, classes[source])
+        place = np.count_nonzero(classes[:source] == classes[source])
+        new = sample_shape(model, rng, frames.labels.shape[-1], place)
+    else:
+        new = augment(frames.labels[source], profile.augmentation, rng)
     return to_sdm(new.label, sector), {"rejected": new.rejected} | new.parameters
+
+
+@lru_cache(maxsize=8)  # four views and phases, training and validation
+def class_shapes(frames: Frames, class_label: int) -> ShapeModel:
+    """The shape model of a split's label maps of one view and phase."""
+    return fit_shapes(frames.labels[frames.index["class_label"] == class_label])
 
 
 def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> pd.DataFrame:

@@ -18,8 +18,11 @@ from skimage.io import imread
 
 from echo import generate
 from echo.augment import augment
+from echo.dataset import Frames
 from echo.diffusion import build_unet
-from echo.labels import sector_of, to_camus
+from echo.labels import sector_of, to_camus, to_sdm
+from echo.phantom import label_map, virtual_patient
+from echo.shapes import fit_shapes, sample_shape
 from echo.synthetic_set import load_synthetic, verify
 
 
@@ -220,6 +223,30 @@ def test_a_thousand_images_under_three_kills_and_in_constant_memory(trained, tmp
     assert everything(folder) == everything(tmp_path / "1000")
     assert len(list(folder.glob("images/*.png"))) == 1000
     assert verify(folder) == []
+
+
+def test_maps_from_the_shape_model_in_the_share_asked_for(profile):
+    rng = np.random.default_rng(0)
+    labels = np.stack([label_map(virtual_patient(rng), "4CH", "ED", 32) for _ in range(12)])
+    index = pd.DataFrame({"class_label": [2, 3] * 6})
+    frames = Frames(labels, labels, to_sdm(labels, np.ones((12, 32, 32), bool)), index)
+
+    def maps(share: float, seeds: range) -> list[np.ndarray]:
+        mixed = replace(profile, augmentation=replace(profile.augmentation, shape_model=share))
+        return [generate.augmented_map(frames, 4, seed, mixed)[0] for seed in seeds]
+
+    seeds = range(40)
+    half, again, warped = maps(0.5, seeds), maps(0.5, seeds), maps(0.0, seeds)
+    assert all((a == b).all() for a, b in zip(half, again, strict=True))
+    drawn = [np.random.default_rng(seed).random() < 0.5 for seed in seeds]
+    model = fit_shapes(labels[::2])  # of the source's own class, where it is number 2
+    for seed, new, from_model in zip(seeds, half, drawn, strict=True):
+        if from_model:
+            rng = np.random.default_rng(seed)
+            rng.random()
+            assert (new == to_sdm(sample_shape(model, rng, 32, place=2).label, np.ones((32, 32), bool))).all()
+    assert 10 < sum(drawn) < 30
+    assert sum((a != b).any() for a, b in zip(half, warped, strict=True)) >= sum(drawn)
 
 
 def test_a_model_for_each_view_and_phase(smoke, random_unet, tmp_path):
