@@ -116,6 +116,7 @@ class GridConfig:
     """What the study of notebook 09 trains beside the main table's rows."""
 
     synthetic_shares: tuple[float, ...] = (0.125, 0.25, 0.5)  # of the synthetic images
+    drop_worst: tuple[float, ...] = (10.0,)  # percentages of them, by label fidelity
     real_shares: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5)  # of the training patients
     own_shares: tuple[float, ...] = (0.05, 0.1)  # with a generator trained on those patients alone,
     own_steps: float = 0.4  # in this part of the full generator's steps

@@ -38,6 +38,7 @@ class Cell:
         recipe: "own" is the profile's `segmenter`, "other" its `other_segmenter`.
         generator: what painted the synthetic images: "run", the run's own; "again", the same with another seed; "own",
             one that was trained on this cell's patients alone.
+        drop_worst: percentage of the synthetic images left out, by label fidelity (`echo.synthetic_set.filter_worst`).
     """
 
     row: str
@@ -47,6 +48,7 @@ class Cell:
     finetuned: bool = False
     recipe: str = "own"
     generator: str = "run"
+    drop_worst: float = 0.0
 
     @property
     def name(self) -> str:
@@ -70,10 +72,13 @@ def main_cells(profile: Profile, seed: int) -> list[Cell]:
 
 
 def study_cells(profile: Profile, seed: int) -> list[Cell]:
-    """What the study of notebook 09 adds: fewer synthetic images; fewer patients, with and without synthetic images of
-    the run's generator, and of one trained on those patients alone; and a second seed of the generator."""
+    """What the study of notebook 09 adds: fewer synthetic images, and the best of them; fewer patients, with and
+    without synthetic images of the run's generator, and of one trained on those patients alone; a second seed of the
+    generator."""
     grid = profile.grid
     cells = [Cell(f"synthetic {percent(share)}", seed, synthetic=share) for share in grid.synthetic_shares]
+    for worst in grid.drop_worst:
+        cells.append(Cell(f"synthetic, worst {worst:g}% dropped", seed, synthetic=1.0, drop_worst=worst))
     for share in grid.real_shares:
         cells.append(Cell(f"real {percent(share)}", seed, real=share))
         cells.append(Cell(f"real {percent(share)} + synthetic", seed, real=share, synthetic=1.0))
@@ -120,7 +125,8 @@ def train_cell(
     profile = replace(profile, segmenter=recipe(cell, profile))
     sets, validation, start = [], None, None
     if cell.synthetic:
-        painted = [load_synthetic(synthetic(cell.generator), split) for split in ("training", "validation")]
+        folder = synthetic(cell.generator)
+        painted = [load_synthetic(folder, split, cell.drop_worst) for split in ("training", "validation")]
         # The plan is sorted by view and phase, so every k-th row is a fair share of each.
         rows = np.arange(0, len(painted[0]), round(1 / cell.synthetic))
         sets, validation = [painted[0].select(rows)], painted[1]

@@ -329,6 +329,9 @@ def train_cells(run: Run, cells: list[grid.Cell], folder: Path) -> None:
             return run.folder / "synthetic"
         return grid.other_generator(generator, run.profile, *real, home_of(run, "grid") / "generators", run.seed)
 
+    painted = run.folder / "synthetic"
+    if any(cell.drop_worst for cell in cells) and not (painted / "fidelity.csv").exists():
+        study.label_fidelity(painted, load_segmenter(run, "real"))
     for cell in cells:
         grid.train_cell(cell, run.profile, real, synthetic, folder, run.seed)
 

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from echo import grid
 from echo.config import CPU, GPU, PROFILES
 from echo.generate import generate
-from echo.synthetic_set import load_synthetic
+from echo.synthetic_set import load_synthetic, read_manifest
 
 
 def test_every_cell_is_a_training_of_its_own():
@@ -73,6 +74,18 @@ def test_a_cell_sees_what_its_row_says(monkeypatch, frames, smoke, synthetic, tm
     few = seen(monkeypatch, grid.Cell("x", 0, real=0.5, synthetic=0.5), smoke, frames, synthetic, tmp_path)
     assert len(few[0][0][1]) == len(painted[0]) / 2
     assert few[0][0][0].index["patient"].nunique() == 2
+
+
+def test_a_cell_can_leave_out_the_worst_images(monkeypatch, frames, smoke, synthetic, tmp_path):
+    table = read_manifest(synthetic)
+    worst = table.groupby(["split", "class_label"])["id"].first()
+    shutil.copytree(synthetic, tmp_path / "set")
+    fidelity = pd.DataFrame({"id": table["id"], "mean": np.where(table["id"].isin(worst), 0.1, 0.9)})
+    fidelity.to_csv(tmp_path / "set" / "fidelity.csv", index=False)
+    cell = grid.Cell("x", 0, synthetic=1.0, drop_worst=50.0)
+    ((sets, *_),) = seen(monkeypatch, cell, smoke, frames, tmp_path / "set", tmp_path)
+    kept = set(table.query("split == 'training'")["id"]) - set(worst)
+    assert set(sets[0].index["id"]) == kept
 
 
 def test_a_generator_of_few_patients_sees_those_alone(monkeypatch, frames, smoke, tmp_path):
