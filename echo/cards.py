@@ -15,7 +15,7 @@ CAMUS = "Leclerc et al., IEEE TMI 38(9):2198-2210, 2019, doi 10.1109/TMI.2019.29
 # Source of the data -> what they are, licence for the header and in words, what they cannot stand for.
 SOURCES = {
     "phantom": (
-        "virtual ones, the phantom of `echo.phantom`",
+        "the phantom's virtual patients (`echo.phantom`)",
         "mit",
         "MIT, as the code.",
         "The hearts are virtual: nothing here says how well a method works on patients.",
@@ -67,7 +67,7 @@ tags: [echocardiography, ultrasound, diffusion, semantic-image-synthesis]
 **What.** Paints an apical echocardiogram (2CH or 4CH, ED or ES) of {size} x {size} pixels from noise, for a label map
 of the classes {classes(SDM_NAMES)}. After {PAPER}.
 
-**How.** Data: {what}. Trained on its {patients["training"]} training patients; the loss below is on its
+**How.** Data: {what}. Trained on {patients["training"]} training patients; the loss below is on
 {patients["validation"]} validation patients, and the test patients were not used. The weights are averaged over the
 training steps. `python -m echo train --profile {facts["profile"]}` trains it, `echo.generate.load_models` loads it,
 `echo.generate.paint` paints with it.
@@ -98,7 +98,7 @@ tags: [echocardiography, ultrasound, synthetic, segmentation]
 **What.** 8-bit images of {size} x {size} pixels in `images/`, label maps in `labels/` ({classes(CAMUS_NAMES)}) and, as
 the network was given them, in `conditions/` ({classes(SDM_NAMES)}); a row for each in `manifest.csv`.
 
-**How.** Patients: {what}. Each label map is one of theirs, augmented and checked; the image was painted for it by the
+**How.** Data: {what}. Each label map is a patient's, augmented and checked; the image was painted for it by the
 model of `MODEL_CARD.md` ({generation["scheduler"]}, {generation["num_inference_steps"]} steps, guidance
 {generation["guidance_scale"]}) from noise of its own seed. Training images derive from training patients, validation
 images from validation patients, none from test patients. Painted on {facts["device"]} in {facts["precision"]}, in

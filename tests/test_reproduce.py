@@ -239,6 +239,7 @@ def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, mon
         assert f"results/smoke-phantom/{name}" in names
     assert "results/smoke-phantom/segmenter/synthetic-3/model.safetensors" in names
     assert "figures/example_views.png" in names
+    assert {f"results/smoke-phantom/synthetic/{n}" for n in ("manifest.csv", "set.json", "DATA_CARD.md")} <= names
     assert (tmp_path / "results/smoke-phantom/dice.csv").read_bytes() == (finished / "tables/dice.csv").read_bytes()
 
     camus = tmp_path / "smoke-camus"
