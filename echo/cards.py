@@ -88,6 +88,8 @@ diagnosis.
         dice = pd.read_csv(folder / "fidelity.csv")[list(STRUCTURES)].mean() * 100
         found = ", ".join(f"{name} {value:.1f} %" for name, value in dice.items())
         fidelity = f"Label fidelity, the mean Dice of a segmenter trained on real images: {found} (`fidelity.csv`)."
+    share = facts["augmentation"]["shape_model"]
+    drawn = f", or, for {share:.0%} of them, drawn from a statistical shape model" if share else ""
     data_card = f"""---
 license: {tag}
 tags: [echocardiography, ultrasound, synthetic, segmentation]
@@ -98,7 +100,7 @@ tags: [echocardiography, ultrasound, synthetic, segmentation]
 **What.** 8-bit images of {size} x {size} pixels in `images/`, label maps in `labels/` ({classes(CAMUS_NAMES)}) and, as
 the network was given them, in `conditions/` ({classes(SDM_NAMES)}); a row for each in `manifest.csv`.
 
-**How.** Data: {what}. Each label map is a patient's, augmented and checked; the image was painted for it by the
+**How.** Data: {what}. Each label map is a patient's, augmented and checked{drawn}; the image was painted for it by the
 model of `MODEL_CARD.md` ({generation["scheduler"]}, {generation["num_inference_steps"]} steps, guidance
 {generation["guidance_scale"]}) from noise of its own seed. Training images derive from training patients, validation
 images from validation patients, none from test patients. Painted on {facts["device"]} in {facts["precision"]}, in

@@ -159,7 +159,7 @@ def test_cards_give_licence_and_numbers(copy, trained, tmp_path):
     counts = synthetic_set.read_manifest(copy).query("split == 'training' and class_label == 3")
     row = f"| training 4CH ES | {len(counts)} | {counts['patient'].nunique()} | {counts['rejected'].sum()} |"
     assert row in data
-    assert "not been measured" in data
+    assert "not been measured" in data and "shape model" not in data
     assert "license: mit" in model and "license: mit" in data
 
     pd.DataFrame({"id": ["000000", "000001"], "LV endo": [0.5, 0.6], "LV epi": [0.8, 0.8], "LA": [0.0, 0.1]}).to_csv(
@@ -168,8 +168,11 @@ def test_cards_give_licence_and_numbers(copy, trained, tmp_path):
     camus_run = shutil.copytree(trained, tmp_path / "run")
     data = read_json(trained / "manifest.json")["data"] | {"source": "camus"}
     write_json(camus_run / "manifest.json", {"data": data})
+    facts = read_json(copy / "set.json")
+    write_json(copy / "set.json", facts | {"augmentation": facts["augmentation"] | {"shape_model": 0.25}})
     cards.write_cards(copy, camus_run)
     model, data = (" ".join((copy / f"{name}_CARD.md").read_text().split()) for name in ("MODEL", "DATA"))
+    assert "for 25% of them, drawn from a statistical shape model" in data
     assert "LV endo 55.0 %, LV epi 80.0 %, LA 5.0 %" in data
     for card in (model, data):
         assert "license: cc-by-nc-sa-4.0" in card
