@@ -127,3 +127,15 @@ def test_bland_altman_in_closed_form():
     assert found["r"] == pytest.approx(stats.pearsonr(measured[:4], reference[:4]).statistic)
     assert bland_altman(reference, reference + 3)["mae"] == 3
     assert bland_altman(reference, reference + 3)["bias"] == -3
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_equivalence_needs_both_ends_of_the_interval(sign):
+    scores = make_scores({"real": 0.0, "synthetic": 0.0}, patients=4)
+    rough = scores["train"] == "synthetic"
+    scores.loc[rough & (scores["patient"] == "p0"), "dice"] += sign * 0.06  # the others do not differ
+    table = differences(scores, [("synthetic", "real")], seed=0)
+    inner = table["high"] if sign < 0 else table["low"]
+    assert (table["difference"].abs() < 2).all()
+    assert (inner.abs() < 2).all()
+    assert not table["equivalent"].any()
