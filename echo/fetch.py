@@ -51,7 +51,7 @@ def resuming(url: str, output_file: str, source: pooch.Pooch) -> None:
     if name.endswith(".zip") and not is_zipfile(part):
         with part.open("rb") as file:
             if file.read(2) == b"PK":
-                raise ValueError("the zip ends early")
+                raise requests.ConnectionError("the zip ends early")
         part.unlink()
         raise FileNotFoundError(f"{url}: no zip but {response.headers.get('Content-Type')}, a login page? look at it")
     part.replace(output_file)
@@ -87,21 +87,20 @@ def get(url: str, target: Path, md5: str | None = None, unzip: bool = False) -> 
     Raises:
         FileNotFoundError: where the address has no such file.
         ConnectionError: when RETRIES + 1 attempts fail; another call goes on from there.
-        ValueError: as `unpack`.
+        ValueError: for a wrong checksum, and as `unpack`.
     """
     if target.is_dir() if unzip else target.is_file() and pooch.file_hash(str(target), alg="md5") == md5:
         return
     name, work = target.name + ".zip" * unzip, target.parent / "download.part"
-    source = pooch.create(work, "", registry={name: md5 and f"md5:{md5}"}, urls={name: url}, retry_if_failed=RETRIES)
+    source = pooch.create(work, "", registry={name: md5 and f"md5:{md5}"}, urls={name: url}, retry_if_failed=0)
     try:
         source.fetch(name, downloader=resuming)
-    except (requests.RequestException, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConnectionError(f"{url}: {reason}; the same command goes on from here") from None
-    try:
         unpack(work / name, target) if unzip else (work / name).replace(target)
+    except requests.RequestException as error:
+        raise ConnectionError(f"{url}: {error}; the same command goes on from here") from None
     finally:
-        shutil.rmtree(work)
+        if not list(work.glob("*.part")):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def fetch_camus(folder: Path, url: str = CAMUS_URL) -> Camus:

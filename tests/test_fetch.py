@@ -210,7 +210,7 @@ def test_a_login_page_is_named(camus_server, tmp_path):
     assert code == 1
     assert "no zip but text/html, a login page?" in output.splitlines()[-1]
     assert [path for path, _ in camus_server.asked] == [NIFTI]  # it is not asked for again and again
-    assert not left_in(tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_address_without_a_file_is_named(server, tmp_path):
@@ -290,12 +290,14 @@ def weights_server(server):
     return server
 
 
-def test_released_weights_arrive_by_their_checksums(weights_server, tmp_path):
-    checkpoint = "ema_0.9999_050000_2ch_ed_256.pt"
+@pytest.mark.parametrize("ranges", [True, False])
+def test_released_weights_arrive_by_their_checksums(ranges, weights_server, tmp_path):
+    checkpoint, weights_server.ranges = "ema_0.9999_050000_2ch_ed_256.pt", ranges
     weights_server.faults[f"/files/{checkpoint}"] = ["break"]
     command = ("released-weights", tmp_path, "--url", f"{weights_server.url}/record")
     code, output = run(*command)
     assert code == 0
+    assert [path for path, _ in weights_server.asked].count(f"/files/{checkpoint}") == 2
     arrived = {checkpoint, "checkpoints/ema_0.9999_050000_4ch_ed_256.pt", "note.txt"}
     assert left_in(tmp_path) == arrived
     assert (tmp_path / checkpoint).read_bytes() == weights_server.files[f"/files/{checkpoint}"]
@@ -313,7 +315,7 @@ def test_wrong_weights_are_refused(weights_server, tmp_path):
     code, output = run("released-weights", tmp_path, "--url", f"{weights_server.url}/record")
     assert code == 1
     assert "MD5 hash" in output.splitlines()[-1]
-    assert not left_in(tmp_path)
+    assert not [*tmp_path.iterdir()]
     weights_server.files["/record"] = b"<html>"
     code, output = run("released-weights", tmp_path, "--url", f"{weights_server.url}/record")
     assert code == 1
