@@ -49,6 +49,7 @@ from echo.paths import (
 )
 
 PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
+WITHOUT_FRAMES = ("synthetic_grid", "dice_boxes", "bland_altman", "scaling_images", "scaling_patients")  # no real ones
 DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
 
 
@@ -513,21 +514,23 @@ def summary(folder: Path) -> str:
 def publish(folder: Path) -> list[Path]:
     """Copy the small, committable extract of a run into `results/` and `figures/`; return what was written.
 
-    That is tables, logs, manifest; and, for the phantom, weights and figures. Of a run on CAMUS neither weights nor
-    a figure that holds a real frame leaves the run folder: only the grid of synthetic images does.
+    That is tables, logs, manifest; and, for the phantom, figures and the weights that the notebooks load. Of a run on
+    CAMUS neither weights nor a figure that holds a real frame leaves the run folder.
     """
-    phantom = read_json(folder / "manifest.json")["data"]["source"] == "phantom"
+    manifest = read_json(folder / "manifest.json")
+    phantom = manifest["data"]["source"] == "phantom"
     keep = [folder / "manifest.json", *folder.glob("*/*/log.csv"), *folder.glob("synthetic/*.csv")]
     keep += [*folder.glob("synthetic/*_CARD.md"), *folder.glob("synthetic/set.json")]
     keep += (path for study, _ in STUDIES.values() for path in folder.glob(f"{study}/*.csv"))
     keep += folder.glob("diffusion/*/model/*") if phantom else []
-    keep += folder.glob("segmenter/*/model.safetensors") if phantom else []
+    segmenters = [folder / "segmenter" / grid.Cell(row, manifest["seed"]).name for row in ("real", "synthetic")]
+    keep += [path / "model.safetensors" for path in segmenters] if phantom else []
     copies = {path: RESULTS / folder.name / path.relative_to(folder) for path in keep}
     copies |= {path: RESULTS / folder.name / path.name for path in folder.glob("tables/*.[cmt]*")}
     for path in folder.glob("figures/*.*"):
         if phantom:
             copies[path] = FIGURES / path.name
-        elif path.stem == "synthetic_grid":
+        elif path.stem in WITHOUT_FRAMES:
             copies[path] = FIGURES / f"{folder.name}_{path.name}"
     for source, copy in copies.items():
         with atomic(copy) as temporary:
