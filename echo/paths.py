@@ -10,6 +10,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
+README = REPOSITORY / "README.md"
 FIGURES = REPOSITORY / "figures"
 PAPER_RESULTS = REPOSITORY / "data" / "paper_results.csv"
 

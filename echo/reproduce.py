@@ -35,6 +35,7 @@ from echo.config import Profile, get_profile
 from echo.device import device_name, get_device, peak_memory_gb, training_processes
 from echo.paths import (
     FIGURES,
+    README,
     REPOSITORY,
     RESULTS,
     STAGES,
@@ -539,4 +540,5 @@ def publish(folder: Path) -> list[Path]:
                 save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
             else:
                 shutil.copyfile(source, temporary)
+    tables.write_readme(README, RESULTS / folder.name)
     return sorted(copies.values())

@@ -7,7 +7,7 @@ import pandas as pd
 from echo.anatomy import QUALITIES
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES
-from echo.paths import PAPER_RESULTS, atomic, read_json
+from echo.paths import PAPER_RESULTS, STAGES, atomic, read_json
 from echo.statistics import bland_altman, differences, summary
 
 # The main rows of the experiment, and what readers call them; other rows go by their own name.
@@ -281,3 +281,27 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
     data = {"camus": "CAMUS_FOLDER"}.get(source, source)
     lines.append(f"command  python -m echo {verb} --profile {profile} --data {data} --seed {seed}")
     return "\n".join(lines)
+
+
+def readme_block(folder: Path) -> str:
+    """A published run's Table 1 for the README, a training set a row, and what it took; `folder` is its extract."""
+    manifest = read_json(folder / "manifest.json")
+    made = pd.read_csv(folder / "table_1.csv", index_col=0, dtype=str).T.rename_axis("trained on")
+    stages = [(name, manifest["stages"][name]) for name in STAGES]
+    times = ", ".join(f"{name} {facts['seconds'] / 60:.1f}" for name, facts in stages)
+    memory = max(facts["peak_memory_gb"] for _name, facts in stages)
+    machine = f"{manifest['device']}, {manifest['cores']} cores"
+    return (
+        f"{markdown(made)}\n\nProfile `{manifest['profile']['name']}`, {machine}. Minutes: {times}; {memory:.1f} GB of "
+        f"memory at most ([manifest](results/{folder.name}/manifest.json))."
+    )
+
+
+def write_readme(readme: Path, folder: Path) -> None:
+    """Put `readme_block` where the README has `<!-- results NAME -->` and `<!-- end -->`; elsewhere nothing changes."""
+    begin, end = f"<!-- results {folder.name} -->\n", "\n<!-- end -->"
+    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
+    if found:
+        with atomic(readme) as temporary:
+            text = before + begin + readme_block(folder) + end + rest.partition(end)[2]
+            temporary.write_text(text, encoding="utf-8")

@@ -235,6 +235,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(finished, tmp_path):
 def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(reproduce, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(reproduce, "README", tmp_path / "README.md")
+    blocks = [f"<!-- results {name} -->\nold\n<!-- end -->\n" for name in ("other", finished.name)]
+    (tmp_path / "README.md").write_text("before\n" + "between\n".join(blocks))
     names = {str(p.relative_to(tmp_path)) for p in reproduce.publish(finished)}
     for name in ("dice.csv", "scores.csv", "volumes.csv", "table_3.md", "table_1.tex", "differences.csv"):
         assert f"results/smoke-phantom/{name}" in names
@@ -245,6 +248,11 @@ def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, mon
     assert "figures/example_views.png" in names
     assert {f"results/smoke-phantom/synthetic/{n}" for n in ("manifest.csv", "set.json", "DATA_CARD.md")} <= names
     assert (tmp_path / "results/smoke-phantom/dice.csv").read_bytes() == (finished / "tables/dice.csv").read_bytes()
+
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n" + blocks[0] + "between\n")
+    assert "| synthetic-only | " in readme.partition(blocks[0])[2]
+    assert readme.endswith("[manifest](results/smoke-phantom/manifest.json)).\n<!-- end -->\n")
 
     camus = tmp_path / "smoke-camus"
     shutil.copytree(finished, camus)
