@@ -214,7 +214,7 @@ LAPTOP = replace(
     generation=replace(CPU.generation, images=720, validation_images=80),
     segmenter=replace(CPU.segmenter, channels=(16, 32, 64, 128), steps=1000, validate_every=100, seeds=1),
     other_segmenter=replace(CPU.other_segmenter, steps=1000, validate_every=100),
-    grid=GridConfig(synthetic_shares=(0.25,), real_shares=(0.05, 0.25), own_shares=(0.05,)),
+    grid=GridConfig(synthetic_shares=(0.25,), real_shares=(0.05, 0.25), own_shares=(0.05,), generator_again=False),
 )
 
 SMOKE = replace(
