@@ -92,7 +92,7 @@ def get(url: str, target: Path, md5: str | None = None, unzip: bool = False) -> 
     if target.is_dir() if unzip else target.is_file() and pooch.file_hash(str(target), alg="md5") == md5:
         return
     name, work = target.name + ".zip" * unzip, target.parent / "download.part"
-    source = pooch.create(work, "", registry={name: md5 and f"md5:{md5}"}, urls={name: url}, retry_if_failed=0)
+    source = pooch.create(work, "", registry={name: md5 and f"md5:{md5}"}, urls={name: url}, retry_if_failed=RETRIES)
     try:
         source.fetch(name, downloader=resuming)
         unpack(work / name, target) if unzip else (work / name).replace(target)

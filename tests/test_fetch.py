@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
-    monkeypatch.setattr(fetch, "STALL", 0.5)
+    monkeypatch.setattr(fetch, "STALL", 10)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -161,7 +161,8 @@ def test_a_damaged_frame_is_reported(camus_server, phantom, tmp_path):
 
 @pytest.mark.parametrize("fault", ["break", "stall", "busy"])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_it_goes_on_after(fault, ranges, camus_server, phantom, tmp_path, capsys):
+def test_it_goes_on_after(fault, ranges, camus_server, phantom, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fetch, "STALL", 1 if fault == "stall" else 10)
     camus_server.ranges, camus_server.faults[NIFTI] = ranges, [fault] * 2
     fetch.fetch_camus(tmp_path, camus_server.url)
     assert open_camus(tmp_path).digest() == phantom.digest()
