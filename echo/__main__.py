@@ -23,7 +23,7 @@ ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
 Stage = StrEnum("Stage", ["data", "diffusion", "generation", "segmentation", "tables"])
 
 
-StudyName = StrEnum("StudyName", {"sampler": "sampler", "quality": "quality", "grid": "tables"})
+StudyName = StrEnum("StudyName", {"sampler": "sampler", "editing": "editing", "quality": "quality", "grid": "tables"})
 Source = StrEnum("Source", {"camus": "camus", "weights": "released-weights"})
 ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
 DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')]
@@ -79,7 +79,8 @@ def study(
     name: Annotated[
         StudyName,
         typer.Argument(
-            help="sampler: steps and guidance (notebook 06); quality: synthetic against real images (08); "
+            help="sampler: steps and guidance (notebook 06); editing: do images follow edits (07); "
+            "quality: synthetic against real images (08); "
             "tables: the experiment grid, fewer patients and fewer images (09)."
         ),
     ],

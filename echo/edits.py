@@ -7,6 +7,7 @@ Swirl, shear, septal gap and missing atrium are the paper's (its last figure); t
 """
 
 from collections.abc import Callable
+from inspect import signature
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ def _push(label: Label, k: int, distance: float, weight: NDArray) -> Label:
     """The map after the border of class k, and all beyond it, moved outwards by distance (pixels) times weight."""
     inside = label == k
     signed = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-    normal = np.stack(np.gradient(ndimage.gaussian_filter(signed, 1.5)))
+    normal = np.stack(np.gradient(ndimage.gaussian_filter(signed, 0.03 * len(label))))
     normal /= np.maximum(np.hypot(*normal), 1e-6)
     return warp(label, np.indices(label.shape) - distance * weight * normal)
 
@@ -90,7 +91,7 @@ def swirl(label: Label, strength: float = 90.0) -> Label:
     return warp(label, np.stack([source.imag, source.real]))
 
 
-def shear(label: Label, strength: float = 25.0) -> Label:
+def shear(label: Label, strength: float = 15.0) -> Label:
     """Lean the heart by `strength` degrees, the apex to the right; the cavity's centre stays."""
     _check(label, "shear", strength)
     points, centre = _points(label)
@@ -144,3 +145,5 @@ def enlarge_atrium(label: Label, strength: float = 0.5) -> Label:
 EDITS: dict[str, Callable[..., Label]] = {
     f.__name__: f for f in (swirl, shear, septal_gap, remove_atrium, dilate_lv, thicken_wall, enlarge_atrium)
 }
+# What each edit does when it is not told how much.
+DEFAULTS = {name: signature(f).parameters["strength"].default for name, f in EDITS.items()}

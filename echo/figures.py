@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from echo.config import VIEW_PHASES
-from echo.labels import STRUCTURES
+from echo.labels import STRUCTURES, to_camus
 from echo.metrics import nearest_distances
 from echo.paths import atomic
 from echo.tables import TRAIN_NAMES, VOLUMES, agreement, main_rows, paper_results
@@ -321,6 +321,50 @@ def augmented_maps(sources: NDArray[np.uint8], augmented: NDArray[np.uint8]) -> 
         show_labels(column[1], new)
     axes[0, 0].set_title("real label map", fontsize=9)
     axes[1, 0].set_title("augmented", fontsize=9)
+    structure_legend(figure)
+    return figure
+
+
+SHAPE_COLOURS = {"real": TRAIN_COLOURS["real-only"], "warped": "#009E73", "shape model": "#0072B2"}
+
+
+def shape_statistics(statistics: pd.DataFrame) -> Figure:
+    """How real maps, warped ones and those of the shape model are distributed in each measure of their shape.
+
+    Args:
+        statistics: one row a map: `maps` ("real", "warped" or "shape model") and its measures, each a column whose name
+            is the axis label.
+    """
+    measures = [name for name in statistics.columns if name != "maps"]
+    figure, axes = plt.subplots(2, -(-len(measures) // 2), figsize=(9.5, 4.2), layout="constrained")
+    colours = {name: SHAPE_COLOURS[name] for name in statistics["maps"].unique()}
+    for ax, measure in zip(axes.flat, measures, strict=False):
+        options = {"hue": "maps", "palette": colours, "legend": False, "cut": 0, "linewidth": 0.8}
+        sns.violinplot(statistics, x=measure, y="maps", inner="quart", density_norm="width", ax=ax, **options)
+        ax.set_ylabel("")
+        ax.tick_params(axis="y", length=0)
+        ax.label_outer()
+        ax.tick_params(axis="x", labelbottom=True)
+        ax.set_xlabel(measure)
+        sns.despine(ax=ax)
+    return figure
+
+
+def label_edits(
+    names: list[str], sdm_labels: NDArray[np.uint8], images: NDArray[np.uint8], predictions: NDArray[np.uint8]
+) -> Figure:
+    """Label maps (n, S, S), a column each; the echoes painted for them; and on these the contours of the label map
+    (dotted) and of what a segmenter finds (CAMUS classes, solid)."""
+    n = len(names)
+    figure, axes = plt.subplots(3, n, figsize=(1.7 * n + 0.2, 5.6), layout="constrained", squeeze=False)
+    for column, name, sdm_label, image, found in zip(axes.T, names, sdm_labels, images, predictions, strict=True):
+        show_labels(column[0], sdm_label, name)
+        show(column[1], image)
+        show(column[2], image)
+        draw_contours(column[2], to_camus(sdm_label), linestyles=":")
+        draw_contours(column[2], found)
+    for ax, name in zip(axes[:, 0], ("label map", "painted", "contours"), strict=True):
+        ax.text(-0.06, 0.5, name, rotation=90, ha="right", va="center", transform=ax.transAxes, fontsize=9)
     structure_legend(figure)
     return figure
 

@@ -38,11 +38,12 @@ def sector_mask(image: NDArray[np.uint8], threshold: int = 2) -> NDArray[np.bool
 
 
 def sector_of(sdm_label: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The sector's mask of an SDM label map (H, W): the hull of its tissue.
+    """The sector's mask of an SDM label map (H, W): what is labelled within the hull of its tissue.
 
-    Not `sdm_label > 0`: structures may reach outside the sector, and would leave their shape in it.
+    Not all that is labelled: structures may reach outside the sector, and would leave their shape in it. Not the whole
+    hull: it holds pixels that it merely touches, and the sector would grow by one all round.
     """
-    return convex_hull_image(sdm_label == SDM_NAMES.index("tissue"))
+    return convex_hull_image(sdm_label == SDM_NAMES.index("tissue")) & (sdm_label > 0)
 
 
 def sector_holes(sector: NDArray[np.bool_]) -> int:

@@ -25,6 +25,7 @@ STAGES = {
 # Studies beside the pipeline, which start from a finished run.
 STUDIES = {
     "sampler": ("sampler_study", "06_sampler_study"),
+    "editing": ("label_editing", "07_label_editing"),
     "quality": ("image_quality", "08_image_quality"),
     "grid": ("grid", "09_experiment_grid"),
 }

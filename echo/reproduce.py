@@ -169,6 +169,7 @@ def inputs_of(run: Run, name: str) -> str:
         "segmentation": (p.segmenter, p.other_segmenter),
         "tables": (),
         "sampler": (p.study,),
+        "editing": (),
         "quality": (),
         "grid": (p.grid, p.unet, p.training, p.augmentation, p.generation),
     }[name]
@@ -387,6 +388,17 @@ def sampler_study_stage(run: Run) -> None:
             real = study.references(training, validation, judge)
             with atomic(file.with_name("references.csv")) as temporary:
                 real.to_frame("value").to_csv(temporary, index_label="measure", float_format="%.6g")
+
+
+def label_editing_stage(run: Run) -> None:
+    """Ask of each edit whether images follow it, on the validation patients' label maps."""
+    with stage(run, "editing") as work:
+        if work:
+            models = generate.load_models(run.folder / "diffusion", run.profile)
+            judge, frames = load_segmenter(run, "real"), data_stage(run)[1]
+            table = study.label_editing(models, frames, judge, run.profile, run.seed)
+            with atomic(home_of(run, "editing") / "edits.csv") as temporary:
+                table.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def image_quality_stage(run: Run) -> None:

@@ -1,6 +1,7 @@
 """Studies beside the pipeline: what a sampler is worth, and how good synthetic images are."""
 
 import time
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from monai.networks.nets import UNet
 
 from echo.config import Profile
 from echo.dataset import Frames
+from echo.edits import DEFAULTS, EDITS
 from echo.generate import paint
-from echo.labels import STRUCTURES
+from echo.labels import NUM_SDM, STRUCTURES, sector_of, to_camus, to_sdm
 from echo.metrics import (
     diversity,
     features,
@@ -42,6 +44,73 @@ def settings(profile: Profile) -> list[tuple[str, int, float]]:
     return list(dict.fromkeys([*fast, ("ddpm", config.ddpm_steps, 1.0), *guided]))
 
 
+def paint_all(
+    models: dict[int, SemanticUNet],
+    profile: Profile,
+    sdm_labels: np.ndarray,
+    classes: np.ndarray,
+    seeds: np.ndarray,
+    **options,
+) -> np.ndarray:
+    """Echoes uint8 (N, S, S) for SDM label maps of any views and phases, as `generate.paint`, in batches."""
+    painted, size = np.zeros_like(sdm_labels), profile.generation.batch_size
+    for class_label in np.unique(classes):
+        places = np.flatnonzero(classes == class_label)
+        for first in range(0, len(places), size):
+            take = places[first : first + size]
+            seeds_taken = seeds[take].tolist()
+            model = models[class_label]
+            painted[take] = paint(model, profile, sdm_labels[take], classes[take], seeds_taken, **options)
+    return painted
+
+
+def edited(label: np.ndarray, sdm_label: np.ndarray, strengths: dict[str, float]) -> np.ndarray:
+    """The SDM label map (S, S) after edits of `echo.edits`, by name; clinical ones first, swirl last. The sector stays.
+
+    Args:
+        label, sdm_label: the map (S, S) in CAMUS's and in the diffusion model's classes.
+        strengths: of each edit; those not named are not made.
+    """
+    for name, edit in reversed(EDITS.items()):
+        if strengths.get(name):
+            label = edit(label, strengths[name])
+    return to_sdm(label, sector_of(sdm_label))
+
+
+def label_editing(
+    models: dict[int, SemanticUNet], frames: Frames, segmenter: UNet, profile: Profile, seed: int
+) -> pd.DataFrame:
+    """Does the image follow its label map? Each edit is made on every frame's map, and an echo painted for it from the
+    same noise as for the original map.
+
+    Returns:
+        A row an edit, and "none" first: `edit`, `strength`, `frames` (an edit that has no room on a map leaves it out).
+        "Dice, ... map": in % the mean Dice of what a segmenter trained on real images finds. It knows real anatomy
+        only. "grey response": in %, how far the pixels that change their class take on that class's grey level; 0 if
+        they stay as in the image of the original map, 100 if they change as much as the classes' means differ.
+    """
+    classes, noise = frames.index["class_label"].to_numpy(), seed + np.arange(len(frames))
+    plain = paint_all(models, profile, frames.sdm_labels, classes, noise)
+    grey = np.array([plain[frames.sdm_labels == k].mean() for k in range(NUM_SDM)])
+    rows = []
+    for name, strength in ({"none": 0.0} | DEFAULTS).items():
+        maps = {}
+        for k, (label, sdm_label) in enumerate(zip(frames.labels, frames.sdm_labels, strict=True)):
+            with suppress(ValueError):
+                maps[k] = edited(label, sdm_label, {name: strength})
+        take, new = np.array(list(maps)), np.stack(list(maps.values()))
+        painted = paint_all(models, profile, new, classes[take], noise[take])
+        found = predict(segmenter, painted)
+        row = {"edit": name, "strength": strength, "frames": len(take)}
+        for which, label in (("edited", to_camus(new)), ("original", frames.labels[take])):
+            row[f"Dice, {which} map"] = frame_dice(found, label).mean().mean() * 100
+        expected = grey[new] - grey[frames.sdm_labels[take]]
+        if expected.any():
+            row["grey response"] = (expected * (painted - plain[take].astype(float))).sum() / (expected**2).sum() * 100
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def judge(painted: np.ndarray, frames: Frames, segmenter: UNet) -> dict[str, float]:
     """What a segmenter trained on real images finds in synthetic ones, uint8 (2, N, S, S): two for each of N frames.
 
@@ -70,7 +139,7 @@ def sampler_study(
     """
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
     done = {(r["sampler"], r["steps"], r["guidance_scale"]) for r in rows}
-    classes, size = frames.index["class_label"].to_numpy(), profile.generation.batch_size
+    classes = frames.index["class_label"].to_numpy()
     for setting in settings(profile):
         if setting in done:
             continue
@@ -78,14 +147,9 @@ def sampler_study(
         options = {"scheduler": sampler, "num_inference_steps": steps, "guidance_scale": scale}
         painted = np.zeros((2, *frames.images.shape), np.uint8)
         clock = time.perf_counter()
-        for k, class_label in product(range(2), np.unique(classes)):
-            places = np.flatnonzero(classes == class_label)
-            for first in range(0, len(places), size):
-                take = places[first : first + size]
-                seeds = (seed + 2 * take + k).tolist()
-                painted[k, take] = paint(
-                    models[class_label], profile, frames.sdm_labels[take], classes[take], seeds, **options
-                )
+        for k in range(2):
+            seeds = seed + 2 * np.arange(len(frames)) + k
+            painted[k] = paint_all(models, profile, frames.sdm_labels, classes, seeds, **options)
         seconds = (time.perf_counter() - clock) / (2 * len(frames))
         row = {"sampler": sampler, "steps": steps, "guidance_scale": scale, "seconds_per_image": seconds}
         rows.append(row | judge(painted, frames, segmenter))

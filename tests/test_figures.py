@@ -88,6 +88,12 @@ def test_every_figure_draws_and_saves(frames, tmp_path):
         "dice_boxes": figures.dice_boxes(scores),
         "bland_altman": figures.bland_altman(volumes),
         "scaling": figures.scaling(scores.assign(x=[10, 20] * (len(scores) // 2)), "training patients"),
+        "label_edits": figures.label_edits(
+            ["one", "two"], *[x[:2] for x in (shown.sdm_labels, shown.images, shown.labels)]
+        ),
+        "shape_statistics": figures.shape_statistics(
+            pd.DataFrame({"maps": ["real", "warped", "shape model"] * 4, "area": rng.normal(size=12), "ratio": 1.0})
+        ),
     }
     for name, figure in drawn.items():
         figures.save(figure, tmp_path, name)

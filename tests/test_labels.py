@@ -42,6 +42,18 @@ def test_sector_of_a_black_image_is_everything():
     assert labels.sector_mask(np.zeros((8, 8), np.uint8)).all()
 
 
+def test_sector_is_found_again_in_its_label_map():
+    patient = virtual_patient(np.random.default_rng(1))
+    image = render(patient, "4CH", "ED", 64, np.random.default_rng(2))
+    sector, label = labels.sector_mask(image), label_map(patient, "4CH", "ED", 64)
+    sdm = labels.to_sdm(label, sector)
+    assert (labels.to_sdm(label, labels.sector_of(sdm)) == sdm).all()
+    label[:, :6] = 3  # a structure that reaches outside
+    found = labels.sector_of(labels.to_sdm(label, sector))
+    assert (found[:, 6:] == sector[:, 6:]).all()
+    assert (found[:, :6] <= ndimage.binary_dilation(sector)[:, :6]).all()
+
+
 @pytest.mark.camus
 def test_sector_of_real_frames(camus_root):
     from echo.camus import open_camus

@@ -7,6 +7,8 @@ import torch
 
 from echo import study
 from echo.dataset import Frames
+from echo.edits import EDITS
+from echo.labels import sector_of, to_camus
 from echo.segmenter import build_segmenter
 
 
@@ -72,3 +74,49 @@ def test_image_quality_finds_copies_and_little_else_between_real_patients(frames
     caught = study.image_quality(copies, real, training, judge, seed=0)["memorisation"].set_index("space")
     assert caught.loc["grey levels", "copies"] == len(training)
     assert caught.loc["grey levels", "p_value"] < 0.01
+
+
+GREY = np.array([0, 40, 120, 200, 60], np.uint8)  # of each SDM class
+
+
+def test_an_image_that_follows_its_map_is_told_from_one_that_does_not(frames, smoke, judge, monkeypatch):
+    real = frames["training"].select(np.arange(6))
+    painted = []
+
+    def follows(_unet, _profile, sdm_labels, _classes, _seeds):
+        painted.append(sdm_labels)
+        return GREY[sdm_labels]
+
+    def ignores(_unet, _profile, sdm_labels, classes, seeds):
+        return GREY[real.sdm_labels[np.array(seeds) - 7]]
+
+    inverse = np.zeros(256, np.uint8)
+    inverse[GREY] = np.arange(5)
+    monkeypatch.setattr(study, "predict", lambda _network, images: to_camus(inverse[images]))
+    models = dict.fromkeys(range(4))
+    monkeypatch.setattr(study, "paint", follows)
+    good = study.label_editing(models, real, judge, smoke, seed=7).set_index("edit")
+    assert list(good.index) == ["none", *EDITS]
+    assert (good["frames"] == 6).all()
+    assert good["Dice, edited map"].to_numpy() == pytest.approx(100)
+    assert good["grey response"].to_numpy()[1:] == pytest.approx(100)
+    assert (good["Dice, original map"] < 99.5)[1:].all()
+    assert good.loc["none", "Dice, original map"] == pytest.approx(100)
+    assert np.isnan(good.loc["none", "grey response"])
+    assert max(len(batch) for batch in painted) <= smoke.generation.batch_size
+    monkeypatch.setattr(study, "paint", ignores)
+    bad = study.label_editing(models, real, judge, smoke, seed=7).set_index("edit")
+    assert bad["Dice, original map"].to_numpy() == pytest.approx(100)
+    assert bad["grey response"].to_numpy()[1:] == pytest.approx(0)
+
+
+def test_edits_are_combined_and_the_sector_stays(frames):
+    real = frames["training"]
+    label, sdm_label = real.labels[0], real.sdm_labels[0]
+    assert (study.edited(label, sdm_label, {}) == sdm_label).all()
+    assert (study.edited(label, sdm_label, {"shear": 0.0}) == sdm_label).all()
+    both = study.edited(label, sdm_label, {"remove_atrium": 1.0, "shear": 10.0})
+    assert (to_camus(both) == EDITS["shear"](EDITS["remove_atrium"](label), 10.0)).all()
+    background = (label == 0) & (to_camus(both) == 0)
+    assert (both[background] == sdm_label[background]).all()
+    assert (both[(label == 3) & (to_camus(both) == 0) & sector_of(sdm_label)] == 2).all()  # tissue where it was
