@@ -6,6 +6,7 @@ distances). How well they follow their label maps is `frame_dice` of a segmenter
 """
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -120,6 +121,27 @@ def features(network: UNet, images: NDArray[np.uint8], batch_size: int = 64) -> 
     finally:
         hook.remove()
     return torch.cat(kept).float().numpy()
+
+
+@torch.no_grad()
+def inception_features(images: NDArray[np.uint8], weights: str | Path, batch_size: int = 32) -> NDArray[np.float32]:
+    """Features (N, 2048) of images uint8 (N, S, S) by the network of published FIDs: the `frechet_distance` of two sets
+    of them is their FID (Heusel et al. 2017), which needs thousands of images to settle.
+
+    Args:
+        weights: torch-fidelity's file (`weights-inception-2015-12-05-*.pth`).
+
+    Raises:
+        ImportError: without the package torch-fidelity, which nothing else here needs.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise ImportError("FID needs the package torch-fidelity: pip install torch-fidelity") from None
+    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).eval()
+    batches = (images[k : k + batch_size] for k in range(0, len(images), batch_size))
+    found = [network(torch.from_numpy(batch)[:, None].expand(-1, 3, -1, -1).contiguous())[0] for batch in batches]
+    return torch.cat(found).float().numpy()
 
 
 def _feature_pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

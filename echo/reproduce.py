@@ -407,7 +407,8 @@ def image_quality_stage(run: Run) -> None:
         if work:
             synthetic = synthetic_set.load_synthetic(run.folder / "synthetic", "validation")
             training, validation = data_stage(run)
-            results = study.image_quality(synthetic, validation, training, load_segmenter(run, "real"), run.seed)
+            judge, inception = load_segmenter(run, "real"), os.environ.get("ECHO_INCEPTION", "")
+            results = study.image_quality(synthetic, validation, training, judge, run.seed, inception)
             for name, table in results.items():
                 with atomic(home_of(run, "quality") / f"{name}.csv") as temporary:
                     table.to_csv(temporary, index=False, float_format="%.6g")

@@ -20,6 +20,7 @@ from echo.metrics import (
     frame_dice,
     frechet_distance,
     histogram_distance,
+    inception_features,
     kernel_distance,
     memorisation_test,
     ms_ssim,
@@ -192,7 +193,7 @@ def label_fidelity(folder: Path, segmenter: UNet, batch_size: int = 256) -> pd.D
 
 
 def image_quality(
-    synthetic: Frames, real: Frames, training: Frames, segmenter: UNet, seed: int
+    synthetic: Frames, real: Frames, training: Frames, segmenter: UNet, seed: int, inception: str = ""
 ) -> dict[str, pd.DataFrame]:
     """Synthetic images beside real ones: fidelity, realism, diversity, speckle, and whether training images come back.
 
@@ -201,6 +202,7 @@ def image_quality(
         real: the held-out patients' own images.
         training: what the diffusion model was trained on.
         segmenter: trained on real images.
+        inception: weights for `metrics.inception_features`; given them, FID is measured too.
 
     Returns:
         "quality": one row a measure, with the value of the synthetic images and, beside it, of real ones: Dice in %,
@@ -220,6 +222,12 @@ def image_quality(
         rows[name] = {
             "synthetic": distance(found["synthetic"], found["real"]),
             "real": distance(found["others"], found["real"]),
+        }
+    if inception:
+        large = {name: inception_features(f.images, inception) for name, f in (*sets.items(), ("others", others))}
+        rows["FID"] = {
+            "synthetic": frechet_distance(large["synthetic"], large["real"]),
+            "real": frechet_distance(large["others"], large["real"]),
         }
     in_sector = {name: f.images[f.sdm_labels > 0] for name, f in (*sets.items(), ("others", others))}
     rows["grey-level distance"] = {

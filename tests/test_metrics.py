@@ -1,3 +1,6 @@
+import sys
+import types
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -369,3 +372,28 @@ def test_tables_have_their_columns_when_empty():
     table = metrics.speckle_statistics(*np.zeros((2, 1, 4, 4), np.uint8))
     pd.testing.assert_index_equal(table.columns, pd.Index(["image", "region", "pixels", "mean", "sd", "snr"]))
     assert table.empty
+
+
+def test_fid_is_offered_where_its_network_is_at_hand(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 255, (5, 32, 32), dtype=np.uint8)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(ImportError, match="pip install torch-fidelity"):
+        metrics.inception_features(images, "weights.pth")
+
+    class Network(torch.nn.Module):
+        """Checks what torch-fidelity's network asks for, and returns the mean grey level."""
+
+        def __init__(self, name, features_list, feature_extractor_weights_path=None):
+            super().__init__()
+            assert (features_list, feature_extractor_weights_path) == (["2048"], "weights.pth")
+
+        def forward(self, x):
+            assert x.dtype == torch.uint8
+            assert x.shape[1:] == (3, 32, 32)
+            return (x.float().mean((1, 2, 3), keepdim=False)[:, None].expand(-1, 2048),)
+
+    stub = types.SimpleNamespace(FeatureExtractorInceptionV3=Network)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", stub)
+    found = metrics.inception_features(images, "weights.pth", batch_size=2)
+    assert found.shape == (5, 2048)
+    np.testing.assert_allclose(found[:, 7], images.mean((1, 2)), rtol=1e-5)

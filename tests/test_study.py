@@ -51,7 +51,7 @@ def test_real_images_judged_as_synthetic_are_at_no_distance(frames, judge):
     assert references["LV endo"] == pytest.approx(verdict["LV endo"])
 
 
-def test_image_quality_finds_copies_and_little_else_between_real_patients(frames, judge):
+def test_image_quality_finds_copies_and_little_else_between_real_patients(frames, judge, monkeypatch):
     # Two patients in each: pairs of one view and phase are compared.
     training, first, other = frames["training"].select(np.arange(4, 12)), frames["training"], frames["validation"]
     real = Frames(
@@ -68,6 +68,11 @@ def test_image_quality_finds_copies_and_little_else_between_real_patients(frames
     assert (honest["memorisation"]["copies"] == 0).all()
     assert set(honest["nearest"]["images"]) == {"synthetic", "real"}
     assert honest["spectrum"].groupby("images")["power"].sum().nunique() == 1
+
+    monkeypatch.setattr(study, "inception_features", lambda images, _weights: images.reshape(len(images), -1)[:, ::64])
+    with_fid = study.image_quality(real, real, training, judge, seed=0, inception="weights.pth")["quality"]
+    assert set(with_fid["measure"]) - set(honest["quality"]["measure"]) == {"FID"}
+    assert with_fid.set_index("measure").loc["FID", "synthetic"] == pytest.approx(0, abs=1e-3)
 
     noise = np.random.default_rng(0).normal(0, 2, training.images.shape)
     copies = replace(training, images=(training.images + noise).clip(0, 255).astype(np.uint8))
