@@ -405,6 +405,7 @@ def image_quality_stage(run: Run) -> None:
     """Compare the synthetic images of validation patients' label maps with those patients' real images."""
     with stage(run, "quality") as work:
         if work:
+            score_fidelity(home_of(run, "generation"))
             synthetic = synthetic_set.load_synthetic(run.folder / "synthetic", "validation")
             training, validation = data_stage(run)
             judge, inception = load_segmenter(run, "real"), os.environ.get("ECHO_INCEPTION", "")
@@ -460,7 +461,8 @@ class NotebookError(RuntimeError):
 
 
 def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str | None = None) -> Path:
-    """Execute the notebooks of all stages, or of one stage or study, into a run folder, and return it.
+    """Execute the notebooks of all stages and of the images' quality, or of one stage or study, into a run folder, and
+    return it.
 
     Raises:
         NotebookError: naming the notebook, the cell and the file that holds the partial output.
@@ -487,7 +489,7 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
     kernel = Config(
         {"KernelManager": {"transport": "ipc", "ip": str(Path(tempfile.mkdtemp(prefix="echo-")) / "kernel")}}
     )
-    for name in [only] if only else STAGES:
+    for name in [only] if only else [*STAGES, "quality"]:
         notebook = (STAGES | STUDIES)[name][1]
         output = target / f"{notebook}.ipynb"
         if name != "data":
