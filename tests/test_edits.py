@@ -147,6 +147,17 @@ def test_enlarged_atrium_leaves_the_ventricle(sources):
         assert pieces(edited, 3) == 1
 
 
+def test_enlarged_atrium_stops_at_a_long_wall():
+    label = np.zeros((SIZE, SIZE), np.uint8)
+    label[10:70, 24:72] = 2
+    label[20:55, 34:62] = 1
+    label[55:70, 38:58] = 0  # the wall goes on on both sides of the atrium
+    label[55:80, 40:56] = 3
+    edited = EDITS["enlarge_atrium"](label, 1)
+    assert ((edited == 2) == (label == 2)).all()
+    assert (edited == 3).sum() > (label == 3).sum()
+
+
 def test_growth_without_room_is_an_error():
     label = np.zeros((SIZE, SIZE), np.uint8)
     label[10:92, 20:76], label[20:92, 30:66] = 2, 1

@@ -85,6 +85,15 @@ def test_model_finds_the_one_thing_that_varies():
     assert np.std(coefficients, ddof=1) == pytest.approx(model.sd[0], rel=0.01)
 
 
+def test_a_place_is_where_the_heart_lies_as_tilted_and_as_large():
+    hearts = np.stack(
+        [heart(tilt=tilt, centre=64 + shift + 50j) for tilt, shift in ((-20, 0), (0, -20), (0, 0), (20, 20))]
+    )
+    model = shapes.fit_shapes(hearts)
+    again = np.stack([shapes.draw(model.mean * model.scales[k] + model.centres[k], 128) for k in range(4)])
+    assert frame_dice(again, hearts).to_numpy().min() > 0.9
+
+
 def test_components_are_orthonormal_and_explain_what_was_asked(labels, model):
     vectors = np.hstack([model.components.real, model.components.imag])
     assert vectors @ vectors.T == pytest.approx(np.eye(len(vectors)), abs=1e-9)

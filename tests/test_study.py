@@ -120,6 +120,8 @@ def test_edits_are_combined_and_the_sector_stays(frames):
     label, sdm_label = real.labels[0], real.sdm_labels[0]
     assert (study.edited(label, sdm_label, {}) == sdm_label).all()
     assert (study.edited(label, sdm_label, {"shear": 0.0}) == sdm_label).all()
+    wide = study.edited(label, sdm_label, {"shear": 10.0, "dilate_lv": 0.3})
+    assert (to_camus(wide) == EDITS["shear"](EDITS["dilate_lv"](label, 0.3), 10.0)).all()
     both = study.edited(label, sdm_label, {"remove_atrium": 1.0, "shear": 10.0})
     assert (to_camus(both) == EDITS["shear"](EDITS["remove_atrium"](label), 10.0)).all()
     background = (label == 0) & (to_camus(both) == 0)
