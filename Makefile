@@ -9,7 +9,7 @@ DATA ?= phantom
 RUN ?=
 SEED ?= 0
 
-.PHONY: install notebooks reproduce test bench lab lint lock
+.PHONY: install notebooks reproduce test test-browser bench lab lint lock
 
 install: $(READY)
 
@@ -33,6 +33,12 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 600 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg -W default notebooks
+
+# Every notebook in JupyterLab, and the site, in a headless Chromium; screenshots in test-artefacts/.
+test-browser: $(READY)
+	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } \
+		|| $(BIN)/python -m playwright install --with-deps chromium
+	$(BIN)/python -m pytest -m browser tests
 
 # The published computation against ours, on this machine; nothing else should run beside it.
 bench: $(READY)

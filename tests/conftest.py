@@ -1,4 +1,5 @@
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,3 +67,15 @@ def trained(phantom, smoke, random_unet, tmp_path_factory) -> Path:
     random_unet.save_pretrained(folder / "diffusion" / "all" / "model")
     (folder / "diffusion" / "all" / "log.csv").write_text("step,validation_loss\n6,0.75\n12,0.5\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless browser (`make test-browser`)."""
+    from playwright.sync_api import sync_playwright
+
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
+        yield browser
+        browser.close()
