@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from numpy.typing import NDArray
 from torch import nn
 
+from echo.anatomy import anatomy, virtual_patient
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES, to_camus
 from echo.metrics import nearest_distances
@@ -85,6 +86,51 @@ def example_views(frames, rows: list[int]) -> Figure:
         show(column[2], frames.images[row])
         draw_contours(column[2], frames.labels[row])
     structure_legend(figure)
+    return figure
+
+
+def four_chamber_schematic() -> Figure:
+    """What an apical four-chamber view shows: the phantom's anatomy in mm, each part with its name."""
+    patient = virtual_patient(np.random.default_rng(11))  # an ordinary heart
+    x, z = np.meshgrid(np.arange(-100, 100.5, 0.5), np.arange(0, patient.depth + 0.5, 0.5))
+    parts = anatomy(patient, "4CH", "ED", x, z)
+    parts["cavity"] = np.maximum(parts["endo"], parts["base"])
+    parts["wall"] = np.maximum.reduce([parts["epi"], parts["ends"], -parts["endo"]])
+    figure, ax = plt.subplots(figsize=(7.2, 4.3), layout="constrained")
+    beams = np.radians(np.linspace(-patient.sector_deg / 2, patient.sector_deg / 2, 60))
+    ax.fill([0, *patient.depth * np.sin(beams)], [0, *patient.depth * np.cos(beams)], color="#E6E6E6")
+    colours = {"wall": COLOURS["LV epi"], "cavity": COLOURS["LV endo"], "la": COLOURS["LA"]}
+    for part, colour in ({"rv": "#C4C4C4", "ra": "#C4C4C4"} | colours).items():
+        ax.contourf(x, z, parts[part], [-1e3, 0], colors=[colour])
+    ax.add_patch(Rectangle((-9, -8), 18, 8, color="#333333"))
+
+    names = {
+        "left ventricle\n(LV): cavity": (10, 72),
+        "left\natrium\n(LA)": (11, 126),
+        "right\nventricle": (-39, 86),
+        "right\natrium": (-25, 128),
+    }
+    for name, place in names.items():
+        ax.text(*place, name, ha="center", va="center", fontsize=9)
+    notes = {  # what is pointed at, where the text stands
+        "probe, on the chest over the heart's tip": ((0, -4), (72, -4)),
+        "apex, the tip": ((4, 31), (72, 15)),
+        "myocardium, the muscle (wall)": ((32, 48), (72, 34)),
+        "endocardium, the cavity's border: LV endo": ((30.5, 72), (72, 53)),
+        "epicardium, the wall's outer border:\nLV epi is cavity and wall together": ((43, 80), (72, 77)),
+        "mitral valve, from LA to LV:\nthe wall is open here": ((24, 107), (72, 102)),
+        "sector: where the beam goes;\noutside it there is nothing": ((62, 131), (98, 129)),
+        "septum, the wall\nbetween left and right": ((-18, 60), (-98, 24)),
+    }
+    line = {"arrowstyle": "-", "lw": 0.8, "shrinkB": 0}
+    for name, (target, place) in notes.items():
+        side = {"relpos": (float(place[0] < 0), 0.5)}
+        ax.annotate(name, target, place, fontsize=9, va="center", arrowprops=line | side)
+        ax.plot(*target, ".", color="black", markersize=4)
+    ax.annotate("", (-104, patient.depth), (-104, 0), arrowprops={"arrowstyle": "->", "lw": 0.8})
+    ax.text(-108, 76, f"depth\n{patient.depth:.0f} mm", va="center", ha="right", fontsize=9)
+    ax.set(xlim=(-138, 200), ylim=(patient.depth + 2, -14), aspect="equal")
+    ax.set_axis_off()
     return figure
 
 

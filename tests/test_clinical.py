@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from echo.anatomy import label_map, virtual_patient
+from echo.camus import open_camus
 from echo.clinical import disc_diameters, patient_volumes, volume_ml
 from echo.config import VIEW_PHASES, VIEWS
 
@@ -68,3 +69,19 @@ def test_the_phantoms_labels_hold_its_volumes():
         assert found["edv_ml"] == pytest.approx(patient.edv_ml, rel=0.02)
         assert found["esv_ml"] == pytest.approx(patient.esv_ml, rel=0.02)
         assert found["ef"] == pytest.approx(patient.ef, abs=1)
+
+
+@pytest.mark.camus
+def test_volumes_are_those_of_the_2019_release(native_root):
+    """Its Info files hold the volumes and the EF that the data set's authors computed from the same labels."""
+    camus = open_camus(native_root / "release-2019")
+    patients = camus.patients()
+    assert patients
+    for patient in patients:
+        frames = {key: camus.frame(patient, *key) for key in VIEW_PHASES}
+        ours = patient_volumes({key: (f.label, f.spacing_mm) for key, f in frames.items()})
+        info = native_root / "release-2019" / "training" / patient / "Info_4CH.cfg"
+        theirs = dict(line.split(": ") for line in info.read_text().splitlines())
+        assert ours["edv_ml"] == pytest.approx(float(theirs["LVedv"]), rel=0.03)
+        assert ours["esv_ml"] == pytest.approx(float(theirs["LVesv"]), rel=0.03)
+        assert ours["ef"] == pytest.approx(float(theirs["LVef"]), abs=1)

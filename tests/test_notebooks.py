@@ -1,10 +1,13 @@
 """The committed notebooks: their fixed opening, a clean run from top to bottom, and links that lead somewhere."""
 
 import ast
+import copy
+import itertools
 import re
 import subprocess
 import sys
 
+import nbclient
 import nbformat
 import papermill
 import pytest
@@ -36,11 +39,12 @@ def test_every_stage_has_its_notebook():
 
 
 def test_fixed_opening(notebook, request):
-    title, setup = notebook.cells[0].source, notebook.cells[1].source
+    title, bootstrap, setup = (notebook.cells[k].source for k in range(3))
     assert re.match(r"# \d\d · ", title)
     assert "**Claim.**" in title
+    assert 'find_spec("echo")' in bootstrap  # its text is tests/test_badges.py's subject
     assert setup.startswith("## Set-up")
-    imports, parameters = code_cells(notebook)[:2]
+    imports, parameters = code_cells(notebook)[1:3]
     assert imports.source.splitlines()[-1] == 'print("echo", echo.__version__)'
     assert imports.outputs[0].text == f"echo {__version__}\n"
     assert parameters.metadata.tags == ["parameters"]
@@ -107,8 +111,62 @@ def test_prose_leads_somewhere(notebook):
     prose = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     for link in re.findall(r"\]\(([^)]+)\)", prose):
         assert link.startswith("http") or (REPOSITORY / "notebooks" / link).exists(), link
-    assert "**Change this and run again" in notebook.cells[-1].source
-    assert len(re.findall(r"^\*\*Change", prose, re.M)) == 1
+    assert ".ipynb)" in notebook.cells[-1].source  # where to go next
+
+
+def test_every_figure_has_a_caption(notebook, request):
+    """Numbered in order, of two sentences at least: what is drawn, and what to notice."""
+    number = int(request.node.callspec.id[:2])
+    captions = [
+        after.source
+        for cell, after in itertools.pairwise(notebook.cells)
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+    ]
+    for k, caption in enumerate(captions, 1):
+        start = re.match(r"\*\*Figure (\d\.\d+)\.\*\* [^\n]+?\. Notice ", caption)
+        assert start and start[1] == f"{number}.{k}", caption
+    assert len(captions) == "".join(c.source for c in notebook.cells).count("**Figure ")
+
+
+def suggestions(notebook) -> list[tuple[str, str]]:
+    """What the last cell tells a reader to change: (before, after) of some code."""
+    return re.findall(r"^- `(.+?)` → `(.+?)`: ", notebook.cells[-1].source, re.M)
+
+
+def changed(notebook, before: str, after: str):
+    """The notebook with that change, made in each code cell that holds the code."""
+    notebook = copy.deepcopy(notebook)
+    for cell in code_cells(notebook):
+        cell.source = cell.source.replace(before, after)
+    return notebook
+
+
+def test_suggested_changes_can_be_made(notebook):
+    found = suggestions(notebook)
+    assert len(found) == 3
+    assert "**Change this and run again:**" in notebook.cells[-1].source
+    for before, after in found:
+        new = changed(notebook, before, after)
+        edited = [n.source for n, c in zip(new.cells, notebook.cells, strict=True) if n.source != c.source]
+        assert len(edited) == 1, f"{before!r} stands in {len(edited)} cells"
+        ast.parse(edited[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", range(3))
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_suggested_changes_work(path, k, tmp_path):
+    """The notebook runs to its end with the change, and shows something else."""
+    notebook = nbformat.read(path, as_version=4)
+    new = changed(notebook, *suggestions(notebook)[k])
+    nbclient.execute(new, cwd=tmp_path, timeout=600)
+
+    def shown(cells) -> list:
+        return [
+            [o.get("data", {}).get("image/png") or o.get("text") or o.get("data") for o in c.outputs] for c in cells
+        ]
+
+    assert shown(code_cells(new)) != shown(code_cells(notebook))
 
 
 def test_a_released_checkpoint_paints_in_notebook_03(tmp_path):
