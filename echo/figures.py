@@ -17,6 +17,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from numpy.typing import NDArray
 from torch import nn
 
+from echo import augment
 from echo.anatomy import anatomy, virtual_patient
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES, to_camus
@@ -131,6 +132,24 @@ def four_chamber_schematic() -> Figure:
     ax.text(-108, 76, f"depth\n{patient.depth:.0f} mm", va="center", ha="right", fontsize=9)
     ax.set(xlim=(-138, 200), ylim=(patient.depth + 2, -14), aspect="equal")
     ax.set_axis_off()
+
+
+def frame_views(frames, row: int) -> Figure:
+    """Echo, label map and contours of one frame (`echo.dataset.Frames`), with what its label map measures."""
+    facts, label = frames.index.iloc[row], frames.labels[row]
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.4), layout="constrained")
+    show(axes[0], frames.images[row], "echo")
+    show_labels(axes[1], frames.sdm_labels[row], "label map")
+    show(axes[2], frames.images[row], "contours")
+    draw_contours(axes[2], label)
+    size = augment.shape_statistics(label, (facts["spacing_row_mm"], facts["spacing_col_mm"]))
+    cm2 = {"cavity": size["LV endo area"], "wall": size["LV myo area"], "atrium": size["LA area"]}
+    areas = ", ".join(f"{name} {area / 100:.1f} cm²" for name, area in cm2.items())
+    figure.suptitle(
+        f"{facts['patient']}, {facts['view']} {facts['phase']}: {areas}; wall {size['wall thickness']:.1f} mm thick",
+        fontsize=9,
+    )
+    structure_legend(figure)
     return figure
 
 
@@ -415,6 +434,37 @@ def label_edits(
     return figure
 
 
+def denoising(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], columns: int = 8) -> Figure:
+    """Some of a sampler's steps, evenly spread, each a column: x_t after it, and x_0 as the network saw it there.
+
+    Args:
+        x_t, x_0: (n, H, W) in [-1, 1], of every step, as `echo.sampler` collects them in `trajectory` and `guesses`.
+        sdm_label: the label map (H, W) that they were painted for; its contours are dotted.
+    """
+    steps = np.linspace(0, len(x_t) - 1, min(columns, len(x_t))).round().astype(int)
+    figure, axes = plt.subplots(2, len(steps), figsize=(1.3 * len(steps), 3.3), layout="constrained", squeeze=False)
+    for column, k in zip(axes.T, steps, strict=True):
+        show(column[0], x_t[k], f"step {k + 1}", vmin=-1, vmax=1)
+        show(column[1], x_0[k], vmin=-1, vmax=1)
+        draw_contours(column[1], to_camus(sdm_label), linestyles=":")
+    for ax, name in zip(axes[:, 0], (r"$\mathbf{x}_t$", r"$\hat{\mathbf{x}}_0$"), strict=True):
+        ax.text(-0.06, 0.5, name, rotation=90, ha="right", va="center", transform=ax.transAxes, fontsize=10)
+    structure_legend(figure)
+    return figure
+
+
+def denoising_step(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], title: str) -> Figure:
+    """One step of `denoising`, large, beside the label map; arrays (H, W)."""
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.4), layout="constrained")
+    show(axes[0], x_t, r"$\mathbf{x}_t$, what the sampler has", vmin=-1, vmax=1)
+    show(axes[1], x_0, r"$\hat{\mathbf{x}}_0$, where the network is heading", vmin=-1, vmax=1)
+    draw_contours(axes[1], to_camus(sdm_label), linestyles=":")
+    show_labels(axes[2], sdm_label, r"$\mathbf{y}$, the label map")
+    figure.suptitle(title, fontsize=10)
+    structure_legend(figure)
+    return figure
+
+
 def real_beside_synthetic(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], frames) -> Figure:
     """For the same label maps: label map, the real echo, and the echo painted from noise; n columns."""
     n = len(real)
@@ -428,6 +478,32 @@ def real_beside_synthetic(real: NDArray[np.uint8], synthetic: NDArray[np.uint8],
     for ax, name in zip(axes[:, 0], ("label map", "real", "synthetic"), strict=True):
         ax.text(-0.06, 0.5, name, rotation=90, ha="right", va="center", transform=ax.transAxes, fontsize=9)
     structure_legend(figure)
+    return figure
+
+
+def blind_pair(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> Figure:
+    """Two echoes (H, W) side by side, without a word about them."""
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.3), layout="constrained")
+    for ax, image in zip(axes, (left, right), strict=True):
+        show(ax, image)
+    return figure
+
+
+def blind_pairs(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], real_left: NDArray[np.bool_]) -> Figure:
+    """Pairs of echoes (n, H, W), a real and a synthetic one, one above the other; below, upside down, which is which.
+
+    Args:
+        real_left: whether the real echo is the left one (n,), here the upper one.
+    """
+    n = len(real)
+    figure, axes = plt.subplots(2, n, figsize=(1.3 * n, 3.2), layout="constrained", squeeze=False)
+    for k, (column, upper) in enumerate(zip(axes.T, real_left, strict=True)):
+        images = (real[k], synthetic[k]) if upper else (synthetic[k], real[k])
+        show(column[0], images[0], f"pair {k + 1}")
+        show(column[1], images[1])
+    places = ["upper" if upper else "lower" for upper in real_left]
+    text = "real:  " + ",  ".join(f"{k} {place}" for k, place in enumerate(places, 1))
+    figure.supxlabel(text, rotation=180, fontsize=8, color="0.4")
     return figure
 
 

@@ -44,7 +44,8 @@ def paint(
     Args:
         class_labels: places in `config.VIEW_PHASES` (B,).
         seeds: one for each image.
-        options: `scheduler`, `num_inference_steps`, `guidance_scale` or `trajectory`, to depart from the profile.
+        options: `scheduler`, `num_inference_steps`, `guidance_scale`, to depart from the profile; `trajectory`,
+            `guesses`, to watch the sampler (`echo.sampler`).
     """
     tune_cpu()
     generation, training = profile.generation, profile.training

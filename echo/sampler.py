@@ -71,6 +71,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
         trajectory: list[Tensor] | None = None,
+        guesses: list[Tensor] | None = None,
     ) -> Tensor:
         """Paint one image for each label map.
 
@@ -84,6 +85,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
                 prediction without a label map, plus s times the difference that the map makes. 1 is none. For any
                 other the network must have been trained with label dropout, and each evaluation costs double.
             trajectory: a list to which x_t after every evaluation is appended.
+            guesses: a list to which the clipped prediction of x_0 is appended, which that evaluation gave.
 
         Returns:
             Images (B, C, H, W) in [0, 1], float32, on the CPU.
@@ -124,7 +126,11 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
                     output = torch.cat([guide, output[:, channels:]], dim=1)
                 if not keeps_variance:
                     output = output[:, :channels]
-                x = scheduler.step(output, t, x, **extra).prev_sample
+                step = scheduler.step(output, t, x, **extra)
+                x = step.prev_sample
                 if trajectory is not None:
                     trajectory.append(scheduler.scale_model_input(x, t).cpu())
+                if guesses is not None:  # multistep solvers keep it for their next step instead of returning it
+                    guess = step.pred_original_sample if "pred_original_sample" in step else scheduler.model_outputs[-1]
+                    guesses.append(guess.cpu())
         return ((x + 1) / 2).clamp(0, 1).cpu()
