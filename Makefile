@@ -9,7 +9,7 @@ DATA ?= phantom
 RUN ?=
 SEED ?= 0
 
-.PHONY: install notebooks reproduce test test-browser bench lab lint lock
+.PHONY: install notebooks badges reproduce test test-browser bench lab lint lock
 
 install: $(READY)
 
@@ -52,6 +52,10 @@ notebooks: $(READY)
 	for notebook in notebooks/*.ipynb; do \
 		$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
 	$(BIN)/ruff format notebooks
+
+# Colab's badge and bootstrap cell into every notebook; run `make notebooks` when a cell is new.
+badges: $(READY)
+	$(BIN)/python -m pages.badges
 
 # uv keeps what requirements.lock pins, where it can. torch's own CUDA packages come with torch, where it wants them.
 lock: $(READY)
