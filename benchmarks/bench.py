@@ -31,11 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.baseline import ours, plain
 from echo.config import CPU, PAPER, SMOKE, VIEW_PHASES
 from echo.dataset import open_data, read_frames
-from echo.device import autocast, get_device, peak_memory_gb, supported_precision, tune_cpu
+from echo.device import autocast, device_name, get_device, peak_memory_gb, supported_precision, tune_cpu
 from echo.diffusion import build_unet, cosine_schedule, diffusion_loss, q_sample
 from echo.labels import one_hot
 from echo.paths import RESULTS, write_json
-from echo.reproduce import device_name
 from echo.sampler import SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
 from echo.spade import GroupNorm
 from echo.unet import AttentionBlock, SemanticUNet

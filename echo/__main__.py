@@ -1,6 +1,5 @@
 """The command line: `python -m echo --help`."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,12 +65,13 @@ def reproduce(
 ) -> None:
     """Run the notebooks from raw frames to the Dice table. Called again, it resumes: finished stages are skipped."""
     from echo import reproduce as pipeline
+    from echo.publish import summary
 
     stop_kernels_too()
     with plain_errors():
         folder = pipeline.reproduce(profile.value, data, run, seed, only.value if only else None)
     if only in (None, Stage.tables):
-        typer.echo(pipeline.summary(folder))
+        typer.echo(summary(folder))
 
 
 @app.command()
@@ -107,11 +107,13 @@ def train(
     On several GPUs: torchrun --standalone --nproc_per_node N -m -- echo train ...
     """
     from echo import reproduce as pipeline
+    from echo.device import launched
 
     with plain_errors():
         opened = pipeline.open_run(profile.value, data, run, seed, recompute=True)
         pipeline.diffusion_stage(opened)
-    if os.environ.get("RANK", "0") == "0":
+    rank, _processes = launched() or (0, 1)
+    if rank == 0:
         typer.echo(opened.folder / "diffusion")
 
 
@@ -153,9 +155,10 @@ def generate(
     from dataclasses import replace
 
     from echo import reproduce as pipeline
+    from echo.device import launched
 
     with plain_errors():
-        k, n = parse_shard(shard or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}")
+        k, n = parse_shard(shard) if shard else launched() or (0, 1)
         opened = pipeline.open_run(profile.value, data, run, seed, recompute=True)
         folder = pipeline.home_of(opened, "generation")
         if images:
@@ -187,10 +190,10 @@ def verify(
 
     An image painted again must be the same bit for bit, on the device that painted the set.
     """
-    from echo import reproduce as pipeline
+    from echo.publish import check_set
 
     with plain_errors():
-        faults = pipeline.check_set(folder.resolve(), regenerate, sample, seed)
+        faults = check_set(folder.resolve(), regenerate, sample, seed)
     typer.echo("\n".join(faults) if faults else f"{folder}: every file is what was written")
     raise typer.Exit(1 if faults else 0)
 
@@ -222,9 +225,10 @@ def export(
 @app.command()
 def publish(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) -> None:
     """Copy the committable extract of a run (numbers, logs, manifest; phantom weights and figures)."""
-    from echo import reproduce as pipeline
+    from echo.publish import publish as copy_extract
 
-    typer.echo("\n".join(map(str, pipeline.publish(run.resolve()))))
+    with plain_errors():
+        typer.echo("\n".join(map(str, copy_extract(run.resolve()))))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from skimage.transform import resize
 from echo.camus import Camus, CamusError, open_camus
 from echo.config import SPLITS, VIEW_PHASES, Profile
 from echo.labels import sector_mask, to_sdm
-from echo.paths import atomic, write_json
+from echo.paths import atomic, write_csv, write_json
 from echo.phantom import write_phantom
 from echo.progress import tqdm
 
@@ -96,8 +96,7 @@ def prepare(camus: Camus, source: str, profile: Profile, folder: Path, progress:
         frames = read_frames(camus, split, profile.image_size, progress)
         with atomic(folder / f"{split}.npz") as temporary:
             np.savez_compressed(temporary, images=frames.images, labels=frames.labels, sdm_labels=frames.sdm_labels)
-        with atomic(folder / f"{split}.csv") as temporary:
-            frames.index.to_csv(temporary, index=False)
+        write_csv(folder / f"{split}.csv", frames.index)
     patients = {split: len(camus.patients(split)) for split in SPLITS}
     facts = {"source": source, "release": camus.release, "digest": camus.digest(), "views": camus.views}
     write_json(folder / "data.json", facts | {"patients": patients})

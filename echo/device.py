@@ -56,6 +56,11 @@ def dividing_threads(batch_size: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def launched() -> tuple[int, int] | None:
+    """This process's rank and how many there are, where torchrun or `notebook_launcher` started it with others."""
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if "RANK" in os.environ else None
+
+
 def training_processes() -> int:
     """Processes that share a training: one for each GPU, or what ECHO_PROCESSES says."""
     return int(os.environ.get("ECHO_PROCESSES", max(1, torch.cuda.device_count())))

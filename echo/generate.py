@@ -23,7 +23,7 @@ from echo.config import PAPER, VIEW_PHASES, Profile
 from echo.dataset import Frames
 from echo.device import autocast, device_name, dividing_threads, get_device, supported_precision, tune_cpu
 from echo.labels import one_hot, sector_of, to_camus, to_sdm
-from echo.paths import atomic, read_json, write_json
+from echo.paths import atomic, read_json, write_csv, write_json
 from echo.progress import tqdm
 from echo.sampler import SemanticDiffusionPipeline, make_scheduler
 from echo.shapes import ShapeModel, fit_shapes, sample_shape
@@ -238,14 +238,12 @@ def generate(
             continue
         split, class_label = batch[["split", "class_label"]].iloc[0]
         rows = paint_batch(models[class_label], frames[split], profile, batch, folder)
-        with atomic(parts[number]) as temporary:
-            rows.assign(checkpoint=facts["checkpoints"][groups[class_label]][:16]).to_csv(temporary, index=False)
+        write_csv(parts[number], rows.assign(checkpoint=facts["checkpoints"][groups[class_label]][:16]))
     if not all(part.exists() for part in parts.values()):
         return None
     for leftover in folder.glob("*/.*"):  # of processes that were killed while they wrote
         leftover.unlink()
-    with atomic(folder / "manifest.csv") as temporary:
-        pd.concat([pd.read_csv(part, dtype=str) for part in parts.values()]).to_csv(temporary, index=False)
+    write_csv(folder / "manifest.csv", pd.concat([pd.read_csv(part, dtype=str) for part in parts.values()]))
     return read_manifest(folder)
 
 

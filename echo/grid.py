@@ -4,17 +4,19 @@ A row of a table is a kind of training set; a cell is one training, a row with o
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from monai.networks.nets import UNet
 
+from echo.camus import Camus
 from echo.config import Profile, SegmenterConfig
 from echo.dataset import Frames
 from echo.generate import generate, model_groups
-from echo.segmenter import train_segmenter
+from echo.paths import write_json
+from echo.segmenter import load_segmenter, score, train_segmenter
 from echo.synthetic_set import load_synthetic
 from echo.training import train
 
@@ -107,7 +109,7 @@ def train_cell(
     cell: Cell,
     profile: Profile,
     real: tuple[Frames, Frames],
-    synthetic: Callable[[str], Path],
+    painted: Path,
     segmenters: Path,
     seed: int,
 ) -> UNet:
@@ -118,27 +120,54 @@ def train_cell(
 
     Args:
         real: training and validation frames, all of them.
-        synthetic: the folder of the synthetic set of a `Cell.generator`, made when it is missing.
-        segmenters: the folder to keep networks in.
+        painted: the run's synthetic set. What another `Cell.generator` paints is made when it is missing.
+        segmenters: the folder to keep networks in; other generators are kept beside it.
         seed: of the run; it chooses the patients of a share.
     """
-    profile = replace(profile, segmenter=recipe(cell, profile))
     sets, validation, start = [], None, None
     if cell.synthetic:
-        folder = synthetic(cell.generator)
-        painted = [load_synthetic(folder, split, cell.drop_worst) for split in ("training", "validation")]
+        folder = painted
+        if cell.generator != "run":
+            folder = other_generator(cell.generator, profile, *real, segmenters.with_name("generators"), seed)
+        synthetic = [load_synthetic(folder, split, cell.drop_worst) for split in ("training", "validation")]
         # The plan is sorted by view and phase, so every k-th row is a fair share of each.
-        rows = np.arange(0, len(painted[0]), round(1 / cell.synthetic))
-        sets, validation = [painted[0].select(rows)], painted[1]
+        rows = np.arange(0, len(synthetic[0]), round(1 / cell.synthetic))
+        sets, validation = [synthetic[0].select(rows)], synthetic[1]
     if cell.finetuned:
-        first = replace(cell, row="synthetic", real=0.0, finetuned=False)
-        start = train_cell(first, profile, real, synthetic, segmenters, seed)
+        wanted = replace(cell, real=0.0, finetuned=False)
+        first = next(c for c in main_cells(profile, seed) if replace(c, row=cell.row) == wanted)
+        start = train_cell(first, profile, real, painted, segmenters, seed)
         sets = []
     if cell.real:
         sets = [some_patients(real[0], cell.real, seed), *sets]
         validation = some_patients(real[1], cell.real, seed)
-    folder = segmenters / cell.name
+    folder, profile = segmenters / cell.name, replace(profile, segmenter=recipe(cell, profile))
     return train_segmenter(profile, sets, validation, folder, cell.seed, f"{cell.row}, seed {cell.seed}", start)
+
+
+def train_cells(
+    cells: list[Cell], profile: Profile, real: tuple[Frames, Frames], painted: Path, segmenters: Path, seed: int
+) -> None:
+    """`train_cell` for each; their names go into `planned.json` first."""
+    write_json(segmenters / "planned.json", [cell.name for cell in cells])
+    for cell in cells:
+        train_cell(cell, profile, real, painted, segmenters, seed)
+
+
+def score_cells(cells: list[Cell], profile: Profile, segmenters: Path, raw: Camus) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score trained segmenters on the real test frames: `segmenter.score`'s tables, with the columns train (the row)
+    and seed before."""
+    parts = []
+    for cell in cells:
+        config = recipe(cell, profile)
+        network = load_segmenter(config, segmenters / cell.name)
+        found = score(network, raw, raw.patients("testing"), profile.image_size, config.flip_test)
+        for table in found:
+            table.insert(0, "train", cell.row)
+            table.insert(1, "seed", cell.seed)
+        parts.append(found)
+    scores, volumes = (pd.concat(found, ignore_index=True) for found in zip(*parts, strict=True))
+    return scores, volumes
 
 
 def train_generator(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> None:

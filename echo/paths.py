@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
 README = REPOSITORY / "README.md"
@@ -50,6 +52,12 @@ def write_json(path: Path, value: object) -> None:
     """`value` as indented JSON, atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame, **options) -> None:
+    """A table as CSV, atomically, by default without its index; `options` as for `DataFrame.to_csv`."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, **{"index": False} | options)
 
 
 def read_json(path: Path) -> object:

@@ -20,7 +20,7 @@ from echo.dataset import Frames
 from echo.device import autocast, get_device, tune_cpu
 from echo.labels import NUM_CAMUS
 from echo.metrics import frame_dice, frame_scores, largest_components
-from echo.paths import atomic
+from echo.paths import atomic, write_csv
 from echo.progress import tqdm
 
 
@@ -222,8 +222,7 @@ def train_segmenter(
             state = {key: part.state_dict() for key, part in state.items()}
             with atomic(checkpoint) as temporary:
                 torch.save(state | {"step": step, "log": log, "best": best, "best_state": best_state}, temporary)
-            with atomic(folder / "log.csv") as temporary:
-                pd.DataFrame(log).to_csv(temporary, index=False)
+            write_csv(folder / "log.csv", pd.DataFrame(log))
     bar.close()
     with atomic(weights) as temporary:
         save_file(best_state, temporary)
@@ -249,7 +248,7 @@ def load_segmenter(config: SegmenterConfig, folder: Path) -> UNet:
 
 
 def score(
-    network: UNet, camus: Camus, patients: list[str], size: int, flip: bool = False, progress: bool = True
+    network: UNet, camus: Camus, patients: list[str], size: int, flip: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of every real frame of some patients, measured on the label's own pixel grid, and the patients' volumes.
 
@@ -264,7 +263,7 @@ def score(
         `metrics.largest_components`, and release_ef, the EF in % that the data set itself states.
     """
     scores, volumes = [], []
-    for patient in tqdm(patients, desc="scoring", unit="patient", disable=not progress):
+    for patient in tqdm(patients, desc="scoring", unit="patient"):
         predicted, expert = {}, {}
         for _patient, view, phase in camus.keys([patient]):
             frame = camus.frame(patient, view, phase)

@@ -28,7 +28,7 @@ from echo.metrics import (
     power_spectrum,
     speckle_statistics,
 )
-from echo.paths import atomic
+from echo.paths import write_csv
 from echo.sampler import SCHEDULERS
 from echo.segmenter import predict
 from echo.synthetic_set import read_images, read_manifest
@@ -154,8 +154,7 @@ def sampler_study(
         seconds = (time.perf_counter() - clock) / (2 * len(frames))
         row = {"sampler": sampler, "steps": steps, "guidance_scale": scale, "seconds_per_image": seconds}
         rows.append(row | judge(painted, frames, segmenter))
-        with atomic(file) as temporary:
-            pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(file, pd.DataFrame(rows), float_format="%.6g")
         print(
             f"{sampler}, {steps} steps, guidance {scale}: {rows[-1]['mean Dice']:.1f} % Dice, {seconds:.3f} s an image"
         )
@@ -187,8 +186,7 @@ def label_fidelity(folder: Path, segmenter: UNet, batch_size: int = 256) -> pd.D
     table = pd.concat(rows).rename_axis("id")
     table["mean"] = table.mean(axis=1)
     table = table.round(5).reset_index()
-    with atomic(folder / "fidelity.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(folder / "fidelity.csv", table)
     return table
 
 

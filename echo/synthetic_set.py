@@ -16,7 +16,7 @@ from skimage.io import imread
 from echo import layout
 from echo.config import SPLITS, VIEW_PHASES
 from echo.dataset import Frames
-from echo.paths import atomic, read_json
+from echo.paths import read_json, write_csv
 
 KINDS = ("labels", "conditions", "images")  # in the order they are written: where an image is, its label maps are
 
@@ -132,8 +132,7 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
             rows.append({"patient": patient.name, "view": row.view, "phase": row.phase, "id": row.id})
         layout.write_info(patient, "ED: 1\nES: 2\nNbFrame: 2\n")
     layout.write_splits(target, splits)
-    with atomic(target / "synthetic.csv") as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_csv(target / "synthetic.csv", pd.DataFrame(rows))
     for card in folder.glob("*_CARD.md"):
         shutil.copy(card, target)
     return len(table) - len(rows)

@@ -7,7 +7,7 @@ import pandas as pd
 from echo.anatomy import QUALITIES
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES
-from echo.paths import PAPER_RESULTS, STAGES, atomic, read_json
+from echo.paths import PAPER_RESULTS, STAGES, atomic, read_json, write_csv
 from echo.statistics import bland_altman, differences, summary
 
 # The main rows of the experiment, and what readers call them; other rows go by their own name.
@@ -204,8 +204,7 @@ def write_scores(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path) -> N
     """Write `scores.csv`, `volumes.csv` and, from the scores, `dice_frames.csv`, all rounded."""
     scores = scores.round({"dice": 5, "hd95_mm": 3, "assd_mm": 3})
     for name, table in (("scores", scores), ("volumes", volumes.round(3)), ("dice_frames", dice_frames(scores))):
-        with atomic(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(folder / f"{name}.csv", table)
 
 
 def write_tables(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path, seed: int) -> None:

@@ -22,7 +22,7 @@ from echo.dataset import Frames
 from echo.device import get_device, supported_precision, tune_cpu
 from echo.diffusion import Schedule, build_unet, cosine_schedule, diffusion_loss, q_sample
 from echo.labels import one_hot
-from echo.paths import atomic
+from echo.paths import atomic, write_csv
 from echo.progress import tqdm
 from echo.unet import SemanticUNet
 
@@ -167,8 +167,7 @@ def train(
         state |= {"log": log, "losses": losses, "seconds": time.perf_counter() - clock}
         with atomic(checkpoint) as temporary:
             torch.save(state, temporary)
-        with atomic(log_file) as temporary:
-            pd.DataFrame(log).to_csv(temporary, index=False)
+        write_csv(log_file, pd.DataFrame(log))
 
     def held_out_loss() -> float:
         """Of the averaged weights, at frames, noise and t that never change (those of steps that no training reaches),

@@ -47,7 +47,7 @@ def seen(monkeypatch, cell, smoke, frames, synthetic, tmp_path) -> list[tuple]:
         return name
 
     monkeypatch.setattr(grid, "train_segmenter", record)
-    grid.train_cell(cell, smoke, tuple(frames.values()), lambda _name: synthetic, tmp_path, 0)
+    grid.train_cell(cell, smoke, tuple(frames.values()), synthetic, tmp_path, 0)
     return calls
 
 

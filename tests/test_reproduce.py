@@ -15,10 +15,11 @@ import pandas as pd
 import psutil
 import pytest
 
-from echo import grid, reproduce, tables
+from echo import grid, publish, reproduce, tables
 from echo.config import SMOKE
+from echo.edits import DEFAULTS
 from echo.labels import STRUCTURES
-from echo.paths import read_json
+from echo.paths import read_json, write_json
 
 STAGES = [*reproduce.STAGES, "quality"]  # what one command runs
 COLUMNS = ["train", "structure", "seed", "n_frames", "dice_mean", "dice_sd"]
@@ -57,7 +58,7 @@ def test_one_command_ends_in_the_table(finished):
     assert manifest["seed"] == 3
     assert manifest["data"]["source"] == "phantom"
     assert manifest["data"]["patients"] == {"training": 4, "validation": 2, "testing": 2}
-    summary = reproduce.summary(finished)
+    summary = publish.summary(finished)
     for word in ("paper", "real-only", "synthetic-only", "difference", *STRUCTURES, "dice_boxes.png", "05_dice_tables"):
         assert word in summary
 
@@ -141,6 +142,54 @@ def test_sampler_study_starts_from_a_finished_run(finished, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "stage segmentation is not finished; run notebook 04_segmentation" in done.stderr
+
+
+@pytest.fixture
+def skipped_again(finished, tmp_path):
+    """Runs a study on a copy of the finished run by its command, then again; returns the copy."""
+
+    def run(name: str, home: str) -> Path:
+        copy = shutil.copytree(finished, tmp_path / finished.name)
+        command = echo_command("study", name, "--profile", "smoke", "--run", copy, "--seed", 3)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == str(copy / home)
+        before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.*")}
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert "finished, skipped" in done.stdout
+        assert {p: p.stat().st_mtime_ns for p in copy.rglob("*.*")} == before
+        return copy
+
+    return run
+
+
+def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, skipped_again):
+    copy = skipped_again("tables", "grid")
+    cells = {cell.row: cell for cell in grid.study_cells(SMOKE, seed=3)}
+    assert any(cell.drop_worst for cell in cells.values())
+    trained = {p.parent.name for p in (copy / "grid" / "segmenters").glob("*/model.safetensors")}
+    assert trained == {cell.name for cell in cells.values()}
+    assert {p.name for p in (copy / "grid" / "generators").iterdir()} == {"own-0.5", "again"}
+    scores = pd.read_csv(copy / "grid" / "scores.csv")
+    counts = scores[scores["processing"] == "raw"].groupby(["train", "structure"]).size()
+    assert dict(counts) == dict.fromkeys(((row, s) for row in cells for s in STRUCTURES), 8)  # the test frames
+    assert scores["dice"].between(0, 1).all()
+    assert "where train = synthetic 50%" in tables.trace(copy, 1, "LA", "synthetic 50%")
+    assert all((copy / "figures" / f"scaling_{of}.png").exists() for of in ("images", "patients"))
+    assert read_json(copy / "manifest.json")["stages"]["grid"]["finished"]
+    fidelity = [(folder / "synthetic" / "fidelity.csv").stat().st_mtime_ns for folder in (finished, copy)]
+    assert fidelity[0] == fidelity[1]  # the images' quality had measured it
+
+
+def test_every_edit_is_judged_from_a_finished_run(skipped_again):
+    copy = skipped_again("editing", "label_editing")
+    table = pd.read_csv(copy / "label_editing" / "edits.csv").set_index("edit")
+    assert list(table.index) == ["none", *DEFAULTS]
+    assert (table["strength"][1:] == list(DEFAULTS.values())).all()
+    assert table["frames"].between(1, 8).all()  # the validation patients'
+    assert table[["Dice, edited map", "Dice, original map"]].stack().between(0, 100).all()
+    names = ("label_edits", "clinical_edits", "shape_statistics")
+    assert all((copy / "figures" / f"{name}.png").exists() for name in names)
+    assert read_json(copy / "manifest.json")["stages"]["editing"]["finished"]
 
 
 def test_train_command_does_what_notebook_02_does(finished, tmp_path):
@@ -234,12 +283,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(finished, tmp_path):
 
 
 def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(reproduce, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr(reproduce, "README", tmp_path / "README.md")
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(publish, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(publish, "README", tmp_path / "README.md")
     blocks = [f"<!-- results {name} -->\nold\n<!-- end -->\n" for name in ("other", finished.name)]
     (tmp_path / "README.md").write_text("before\n" + "between\n".join(blocks))
-    names = {str(p.relative_to(tmp_path)) for p in reproduce.publish(finished)}
+    names = {str(p.relative_to(tmp_path)) for p in publish.publish(finished)}
     for name in ("dice.csv", "scores.csv", "volumes.csv", "table_3.md", "table_1.tex", "differences.csv"):
         assert f"results/smoke-phantom/{name}" in names
     weights = [n for n in names if n.endswith("model.safetensors") and "/segmenter/" in n]
@@ -259,8 +308,8 @@ def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, mon
     shutil.copytree(finished, camus)
     manifest = read_json(camus / "manifest.json")
     manifest["data"]["source"] = "camus"
-    reproduce.write_json(camus / "manifest.json", manifest)
-    names = {str(p.relative_to(tmp_path)) for p in reproduce.publish(camus)}
+    write_json(camus / "manifest.json", manifest)
+    names = {str(p.relative_to(tmp_path)) for p in publish.publish(camus)}
     assert not [n for n in names if n.endswith((".safetensors", ".ipynb", ".npz"))]
     pictures = [n for n in names if n.endswith((".png", ".pdf"))]
     safe = ("synthetic_grid", "dice_boxes", "bland_altman")  # drawn from synthetic images or from numbers

@@ -213,6 +213,7 @@ def test_commands_over_a_run(run, tmp_path):
         (run / "synthetic" / "DATA_CARD.md").read_text().split()
     )
     assert synthetic_set.verify(run / "synthetic") == []
+    assert command("fidelity", run / "synthetic") == (code, said)
 
     code, said = command("export", run / "synthetic", tmp_path / "camus", "--drop-worst", 1)
     assert code == 0, said
@@ -226,6 +227,22 @@ def test_commands_over_a_run(run, tmp_path):
     code, said = command("verify", folder)
     assert code == 1
     assert said.startswith("error: ") and "no synthetic images; run notebook 03" in said
+
+
+def test_fidelity_is_measured_again_only_for_another_segmenter(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / run.name)
+    file = copy / "synthetic" / "fidelity.csv"
+    reproduce.score_fidelity(copy / "synthetic")
+    measured, marked = file.read_text(), "id,mean\n000000,0.25\n"
+    file.write_text(marked)
+    assert reproduce.score_fidelity(copy / "synthetic").to_dict("records") == [{"id": "000000", "mean": 0.25}]
+    assert file.read_text() == marked
+    write_json(copy / "segmenter" / "inputs.json", "of another recipe")
+    reproduce.score_fidelity(copy / "synthetic")
+    assert file.read_text() == measured
+    file.unlink()
+    reproduce.score_fidelity(copy / "synthetic")
+    assert file.read_text() == measured
 
 
 def test_shards_by_command_and_by_torchrun_make_the_stage(run, tmp_path):
@@ -242,7 +259,7 @@ def test_shards_by_command_and_by_torchrun_make_the_stage(run, tmp_path):
     assert said == str(copy / "synthetic")
     assert (copy / "synthetic" / "done").exists()
     assert read_json(copy / "manifest.json")["stages"]["generation"]["finished"]
-    names = {p.name for p in (run / "synthetic").iterdir()} - {"fidelity.csv", "DATA_CARD.md"}
+    names = {p.name for p in (run / "synthetic").iterdir()} - {"fidelity.csv", "fidelity.json", "DATA_CARD.md"}
     for path in (p for name in names for p in [run / "synthetic" / name, *(run / "synthetic" / name).glob("*")]):
         if path.is_file():
             assert (copy / path.relative_to(run)).read_bytes() == path.read_bytes(), path

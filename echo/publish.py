@@ -1,0 +1,65 @@
+"""A finished run: its summary, its synthetic set checked, and the extract of it that is committed."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import load_file, save_file
+
+from echo import dataset, generate, grid, synthetic_set, tables
+from echo.paths import FIGURES, README, RESULTS, STUDIES, atomic, read_json
+from echo.runs import home_of, run_of_set
+
+WITHOUT_FRAMES = ("synthetic_grid", "dice_boxes", "bland_altman", "scaling_images", "scaling_patients")  # no real ones
+
+
+def summary(folder: Path) -> str:
+    """The Dice table of a finished run, and where its figures and notebooks are."""
+    comparison = tables.comparison(pd.read_csv(folder / "tables" / "dice.csv"))
+    lines = [f"Dice on the test patients of {folder.name}, %, mean ± sd over frames:", comparison.to_string(), ""]
+    files = sorted(folder.glob("figures/*.png")) + sorted(folder.glob("notebooks/*.ipynb"))
+    return "\n".join(lines + [f"  {path}" for path in files])
+
+
+def publish(folder: Path) -> list[Path]:
+    """Copy the small, committable extract of a run into `results/` and `figures/`; return what was written.
+
+    That is tables, logs, manifest; and, for the phantom, figures and the weights that the notebooks load. Of a run on
+    CAMUS neither weights nor a figure that holds a real frame leaves the run folder.
+    """
+    manifest = read_json(folder / "manifest.json")
+    phantom = manifest["data"]["source"] == "phantom"
+    keep = [folder / "manifest.json", *folder.glob("*/*/log.csv"), *folder.glob("synthetic/*.csv")]
+    keep += [*folder.glob("synthetic/*_CARD.md"), *folder.glob("synthetic/set.json")]
+    keep += (path for study, _ in STUDIES.values() for path in folder.glob(f"{study}/*.csv"))
+    keep += folder.glob("diffusion/*/model/*") if phantom else []
+    segmenters = [folder / "segmenter" / grid.Cell(row, manifest["seed"]).name for row in ("real", "synthetic")]
+    keep += [path / "model.safetensors" for path in segmenters] if phantom else []
+    copies = {path: RESULTS / folder.name / path.relative_to(folder) for path in keep}
+    copies |= {path: RESULTS / folder.name / path.name for path in folder.glob("tables/*.[cmt]*")}
+    for path in folder.glob("figures/*.*"):
+        if phantom:
+            copies[path] = FIGURES / path.name
+        elif path.stem in WITHOUT_FRAMES:
+            copies[path] = FIGURES / f"{folder.name}_{path.name}"
+    for source, copy in copies.items():
+        with atomic(copy) as temporary:
+            if source.suffix == ".safetensors":  # half precision: half the size, and the same to look at
+                tensors = load_file(source)
+                save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
+            else:
+                shutil.copyfile(source, temporary)
+    tables.write_readme(README, RESULTS / folder.name)
+    return sorted(copies.values())
+
+
+def check_set(folder: Path, names: list[str], sample: int, seed: int) -> list[str]:
+    """The faults of a set: of its files (`synthetic_set.verify`), and of images painted again: those named, and as
+    many more as `sample` says, drawn by `seed`."""
+    run, known = run_of_set(folder), synthetic_set.read_manifest(folder)["id"].drop_duplicates()
+    faults = synthetic_set.verify(folder)
+    names = [*names, *known.sample(min(sample, len(known)), random_state=seed)]
+    if names:
+        frames = [dataset.load_frames(home_of(run, "data"), split) for split in ("training", "validation")]
+        faults += generate.regenerate(folder, names, run.folder / "diffusion", *frames, run.profile)
+    return faults
