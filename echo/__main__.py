@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from echo.config import PROFILES
-from echo.paths import RESULTS
+from echo.paths import RESULTS, STAGES
 
 app = typer.Typer(
     help="Echo from Noise: from raw echocardiograms to the Dice table.",
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
-Stage = StrEnum("Stage", ["data", "diffusion", "generation", "segmentation", "tables"])
+Stage = StrEnum("Stage", list(STAGES))
 
 
 StudyName = StrEnum("StudyName", {"sampler": "sampler", "editing": "editing", "quality": "quality", "grid": "tables"})

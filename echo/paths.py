@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:  # pandas takes half a second, and the command line needs these paths alone
+    import pandas as pd
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
@@ -54,10 +56,10 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def write_csv(path: Path, table: pd.DataFrame, **options) -> None:
-    """A table as CSV, atomically, by default without its index; `options` as for `DataFrame.to_csv`."""
+def write_csv(path: Path, table: "pd.DataFrame", **options) -> None:
+    """A table as CSV without its index, atomically; `options` as for `DataFrame.to_csv`."""
     with atomic(path) as temporary:
-        table.to_csv(temporary, **{"index": False} | options)
+        table.to_csv(temporary, index=False, **options)
 
 
 def read_json(path: Path) -> object:

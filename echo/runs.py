@@ -1,4 +1,4 @@
-"""A run: its folder, its stages' beginning and end, and its manifest."""
+"""A run: its folder and its manifest, how a stage of it begins and ends, and whether its notebooks were well run."""
 
 import ast
 import os
