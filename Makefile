@@ -1,4 +1,4 @@
-# make reproduce | test | bench | lab | lint | lock; each makes .venv from requirements.lock when it is missing or older.
+# make reproduce | test | bench | lab | site | lint | lock; each makes .venv from requirements.lock when it is missing or older.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ DATA ?= phantom
 RUN ?=
 SEED ?= 0
 
-.PHONY: install notebooks badges reproduce test test-browser bench lab lint lock
+.PHONY: install notebooks badges reproduce test test-browser bench lab site lint lock
 
 install: $(READY)
 
@@ -46,6 +46,10 @@ bench: $(READY)
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# README and notebooks as static pages: open _site/index.html, or serve the folder from anywhere.
+site: $(READY)
+	$(BIN)/python -m pages.site
 
 # Execute the committed notebooks in place, after a change to one or to results/.
 notebooks: $(READY)
