@@ -1,4 +1,4 @@
-# make reproduce | test | bench | lab | site | lint | lock; each makes .venv from requirements.lock when it is missing or older.
+# make reproduce | test | bench | lab | site | lint | lock: each makes .venv when it is missing or older than its lock.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

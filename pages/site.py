@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -68,19 +68,17 @@ def prepare(notebook: nbformat.NotebookNode, name: str) -> None:
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
-        plain = [o.get("data", {}).get("text/plain", "") for o in cell.outputs]
-        shown = zip(cell.outputs, plain, strict=True)
-        cell.outputs = [o for o, text in shown if o.get("name") != "stderr" and "%|" not in text]
-        figures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
-        for output in cell.outputs:
-            if WIDGET in output.get("data", {}) and output not in figures:
+        for output in list(cell.outputs):
+            data = output.get("data", {})
+            if output.get("name") == "stderr" or (WIDGET in data and "%|" in data.get("text/plain", "")):
+                cell.outputs.remove(output)
+            elif WIDGET in data and "image/png" not in data:
                 output.data = {"text/markdown": "*Controls that move in a running notebook.*"}
+        figures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
         if figures:
             following = notebook.cells[number + 1] if number + 1 < len(notebook.cells) else None
             if following is None or following.cell_type != "markdown" or not CAPTION.match(following.source):
-                raise ValueError(
-                    f"{name}, cell {number}: its figure needs a cell after it that begins '**Figure 3.2.** '"
-                )
+                raise ValueError(f"{name}, cell {number}: its figure needs a cell after it, '**Figure 3.2.** ...'")
             caption, _, following.source = following.source.partition("\n\n")
             text = BeautifulSoup(to_html(CAPTION.sub("", caption)), "html.parser").get_text()
             sentence = re.split(r"(?<=[.!?])\s", " ".join(text.split()))[0]
@@ -90,8 +88,11 @@ def prepare(notebook: nbformat.NotebookNode, name: str) -> None:
     notebook.cells = [c for c in notebook.cells if c.source and "bootstrap" not in c.metadata.get("tags", [])]
 
 
-def resolve(link: str, source: str, root: Path, pages: dict[str, str], repository: str) -> str:
-    """Where a link of the file `source` leads on the site: to a page, a figure, or else to the repository's address."""
+def resolve(link: str, source: str, root: Path, files: dict[str, bytes], pages: dict[str, str], address: str) -> str:
+    """Where a link of the file `source` leads: to a page, a picture (put into `files`), or else the repository's address.
+
+    ValueError when it leads nowhere.
+    """
     path, _, fragment = link.partition("#")
     if urlsplit(link).scheme or not path:
         return link
@@ -103,8 +104,9 @@ def resolve(link: str, source: str, root: Path, pages: dict[str, str], repositor
     if not (root / path).exists():
         raise ValueError(f"{source} links to {link}, which does not exist")
     if path.endswith(".png"):
+        files.setdefault(path, (root / path).read_bytes())
         return path
-    return f"{repository}/{'tree' if (root / path).is_dir() else 'blob'}/main/{path}"
+    return f"{address}/{'tree' if (root / path).is_dir() else 'blob'}/main/{path}"
 
 
 def slug(heading: str) -> str:
@@ -112,40 +114,21 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-def alone(tag: Tag | None, name: str) -> Tag | None:
-    """The one element `name` that a paragraph consists of, if it does."""
-    inside = [c for c in tag.contents if str(c).strip()] if tag is not None and tag.name == "p" else []
-    return inside[0] if len(inside) == 1 and getattr(inside[0], "name", None) == name else None
-
-
-def finish(html: str, source: str, root: Path, files: dict[str, bytes], pages: dict[str, str], repository: str) -> str:
+def finish(html: str, source: str, root: Path, files: dict[str, bytes], pages: dict[str, str], address: str) -> str:
     """A page with its links resolved, its pictures in `files`, identifiers on headings and tables that scroll."""
     soup = BeautifulSoup(html, "html.parser")
     for link in soup.select("main a[href]"):
-        link["href"] = resolve(link["href"], source, root, pages, repository)
-    for image in soup.find_all("img"):
+        link["href"] = resolve(link["href"], source, root, files, pages, address)
+    for image in soup("img"):
         if urlsplit(image["src"]).scheme:  # a badge
             image.replace_with(image.get("alt") or image["src"])
             continue
         if not image.get("alt"):
             raise ValueError(f"{source}: {image['src']} has no alternative text")
         if image["src"] not in files:
-            image["src"] = resolve(image["src"], source, root, pages, repository)
-        if paragraph := alone(image.parent, "img"):
-            paragraph = image.parent
-            if note := alone(paragraph.find_next_sibling(), "em"):
-                note.parent.name = "figcaption"
-                paragraph.append(note.parent)
-                note.unwrap()
-            paragraph.name = "figure"
-    for link in soup.select('main a[href$=".png"], main img'):
-        path = link.get("src") or link["href"]
-        if not urlsplit(path).scheme and path not in files:
-            files[path] = (root / path).read_bytes()
-    for number, image in enumerate(soup.find_all("img")):
+            image["src"] = resolve(image["src"], source, root, files, pages, address)
         image["width"], image["height"] = Image.open(BytesIO(files[image["src"]])).size
-        if number:
-            image["loading"] = "lazy"
+        image["loading"] = "lazy"
         if not image.find_parent("a"):  # a tap shows it large
             image.wrap(soup.new_tag("a", href=image["src"]))
     for strong in soup.select("p > strong:first-child"):
@@ -153,7 +136,7 @@ def finish(html: str, source: str, root: Path, files: dict[str, bytes], pages: d
             strong.parent["class"] = "claim"
     for style in soup.select("main style"):
         style.decompose()
-    for table in soup.find_all("table"):
+    for table in soup("table"):
         del table["border"]
         table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
     taken = set()
@@ -175,7 +158,7 @@ def build(out: Path = ROOT / "_site", root: Path = ROOT) -> None:
     """
     if out.exists() and not (out / "site.css").exists():
         raise FileExistsError(f"{out} is not a site that `make site` wrote: name another folder")
-    repository = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    address = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     here = Path(__file__).parent
     exporter = HTMLExporter(
         template_name="classic",
@@ -194,7 +177,6 @@ def build(out: Path = ROOT / "_site", root: Path = ROOT) -> None:
         listing.append(f"- [{titles[name]}]({name}) {claim}")
         prepare(documents[name], name)
     pages = PROSE | {name: Path(name).stem + ".html" for name in documents}
-    notebooks = [(pages[name], title) for name, title in titles.items()]
     for name in PROSE:
         text = (root / name).read_text()
         titles[name] = re.search(r"^# (.+)", text, re.M)[1]
@@ -202,28 +184,15 @@ def build(out: Path = ROOT / "_site", root: Path = ROOT) -> None:
             text = text.replace("\n## ", "\n" + "\n".join([f"## {LIST}\n", *listing]) + "\n\n## ", 1)
         documents[name] = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
 
+    way = [("index.html", titles["README.md"]), *((pages[name], titles[name]) for name in pages if name not in PROSE)]
     files = {"site.css": (here / "site.css").read_bytes()}
     for name, document in documents.items():
-        page, way = pages[name], [("index.html", titles["README.md"]), *notebooks]
-        place = way.index((page, titles[name])) if (page, titles[name]) in way else None
-        neighbours = []
-        if place is not None:
-            neighbours += [("prev", "Previous", *way[place - 1])] if place else []
-            neighbours += [("next", "Next", *way[place + 1])] if place + 1 < len(way) else []
-        site = {
-            "page": page,
-            "path": name,
-            "title": titles[name] if page == "index.html" else f"{titles[name]} · Echo from Noise",
-            "kind": Path(page).stem if name in PROSE else "notebook",
-            "notebooks": notebooks,
-            "neighbours": neighbours,
-            "repository": repository,
-            "source": f"{repository}/blob/main/{name}",
-        }
-        keys = {"unique_key": Path(page).stem, "output_files_dir": f"{Path(page).stem}_files"}
-        html, resources = exporter.from_notebook_node(document, {**keys, "site": site})
+        page = Path(pages[name])
+        site = {"path": name, "page": page.name, "title": titles[name], "way": way, "repository": address}
+        keys = {"unique_key": page.stem, "output_files_dir": f"{page.stem}_files", "site": site}
+        html, resources = exporter.from_notebook_node(document, keys)
         files |= resources["outputs"]
-        files[page] = finish(html, name, root, files, pages, repository).encode()
+        files[page.name] = finish(html, name, root, files, pages, address).encode()
 
     new = out.with_name(f".{os.getpid()}.{out.name}")
     for name, data in files.items():
