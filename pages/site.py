@@ -89,7 +89,7 @@ def prepare(notebook: nbformat.NotebookNode, name: str) -> None:
 
 
 def resolve(link: str, source: str, root: Path, files: dict[str, bytes], pages: dict[str, str], address: str) -> str:
-    """Where a link of the file `source` leads: to a page, a picture (put into `files`), or else the repository's address.
+    """Where a link of the file `source` leads: a page, a picture (put into `files`) or else the repository's address.
 
     ValueError when it leads nowhere.
     """
