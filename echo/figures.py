@@ -53,6 +53,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 def show(ax: Axes, image: NDArray, title: str = "", **options) -> None:
     """An echo or a label map without axes."""
     ax.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "bicubic"} | options))
+    ax.set(xticks=[], yticks=[])  # invisible, but laid out at a cost
     ax.set_axis_off()
     ax.set_title(title, fontsize=9)
 
