@@ -133,6 +133,7 @@ def four_chamber_schematic() -> Figure:
     ax.text(-108, 76, f"depth\n{patient.depth:.0f} mm", va="center", ha="right", fontsize=9)
     ax.set(xlim=(-138, 200), ylim=(patient.depth + 2, -14), aspect="equal")
     ax.set_axis_off()
+    return figure
 
 
 def frame_views(frames, row: int) -> Figure:

@@ -175,7 +175,7 @@ def editor(
             start.get(name, 0),
             min=low,
             max=high,
-            step=(high - low) / 20,
+            step=(high - low) / 60,
             description=name.replace("_", " ").replace("lv", "LV"),
             **common,
         )

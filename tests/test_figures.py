@@ -31,6 +31,10 @@ def tidy_volumes(rows) -> pd.DataFrame:
     return volumes.assign(ef=np.arange(len(volumes)) + 50.0, expert_ef=52.0)
 
 
+def test_every_figure_is_returned():
+    assert isinstance(figures.four_chamber_schematic(), plt.Figure)
+
+
 def test_boxes_are_of_frames_and_count_what_the_axis_leaves_out():
     scores = tidy_scores(["real", "both"])
     scores = pd.concat([scores.assign(patient=f"p{k}") for k in range(40)])
