@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from echo import grid, publish, reproduce, tables
+from echo.__main__ import app
 from echo.config import SMOKE
 from echo.edits import DEFAULTS
 from echo.labels import STRUCTURES
@@ -145,25 +147,27 @@ def test_sampler_study_starts_from_a_finished_run(finished, tmp_path):
 
 
 @pytest.fixture
-def skipped_again(finished, tmp_path):
-    """Runs a study on a copy of the finished run by its command, then again; returns the copy."""
+def study(finished, tmp_path, monkeypatch):
+    """Runs a study on a copy of the finished run by its command, and then again, which skips it; returns the copy."""
+    monkeypatch.setattr("echo.__main__.stop_kernels_too", lambda: None)  # the signals are pytest's here
+    copy = shutil.copytree(finished, tmp_path / finished.name)
 
     def run(name: str, home: str) -> Path:
-        copy = shutil.copytree(finished, tmp_path / finished.name)
-        command = echo_command("study", name, "--profile", "smoke", "--run", copy, "--seed", 3)
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        assert done.stdout.splitlines()[-1] == str(copy / home)
-        before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.*")}
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        assert "finished, skipped" in done.stdout
-        assert {p: p.stat().st_mtime_ns for p in copy.rglob("*.*")} == before
+        command = ["study", name, "--profile", "smoke", "--run", str(copy), "--seed", "3"]
+        for skipped in (False, True):
+            before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.*")}
+            done = CliRunner().invoke(app, command, catch_exceptions=False)
+            assert done.exit_code == 0, done.stderr
+            assert done.stdout.splitlines()[-1] == str(copy / home)
+            assert ("finished, skipped" in done.stdout) == skipped
+            assert ({p: p.stat().st_mtime_ns for p in copy.rglob("*.*")} == before) == skipped
         return copy
 
     return run
 
 
-def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, skipped_again):
-    copy = skipped_again("tables", "grid")
+def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, study):
+    copy = study("tables", "grid")
     cells = {cell.row: cell for cell in grid.study_cells(SMOKE, seed=3)}
     assert any(cell.drop_worst for cell in cells.values())
     trained = {p.parent.name for p in (copy / "grid" / "segmenters").glob("*/model.safetensors")}
@@ -180,8 +184,8 @@ def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, skipped_ag
     assert fidelity[0] == fidelity[1]  # the images' quality had measured it
 
 
-def test_every_edit_is_judged_from_a_finished_run(skipped_again):
-    copy = skipped_again("editing", "label_editing")
+def test_every_edit_is_judged_from_a_finished_run(study):
+    copy = study("editing", "label_editing")
     table = pd.read_csv(copy / "label_editing" / "edits.csv").set_index("edit")
     assert list(table.index) == ["none", *DEFAULTS]
     assert (table["strength"][1:] == list(DEFAULTS.values())).all()
