@@ -41,10 +41,11 @@ def plain_errors() -> Iterator[None]:
         typer.echo(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
-        from echo.reproduce import NotebookError  # here, since it takes seconds
+        if not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            from echo.reproduce import NotebookError  # here, since it takes seconds
 
-        if not isinstance(error, (NotebookError, ValueError, OSError, FloatingPointError)):
-            raise
+            if not isinstance(error, NotebookError):
+                raise
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 
