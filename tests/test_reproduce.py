@@ -117,35 +117,6 @@ def echo_command(*words: object) -> list[str]:
     return [sys.executable, "-m", "echo", *map(str, words)]
 
 
-def test_sampler_study_starts_from_a_finished_run(finished, tmp_path):
-    copy = tmp_path / finished.name
-    shutil.copytree(finished, copy)
-    command = echo_command("study", "sampler", "--profile", "smoke", "--run", copy, "--seed", 3)
-    subprocess.run(command, check=True, capture_output=True)
-    table = pd.read_csv(copy / "sampler_study" / "settings.csv")
-    assert set(table["sampler"]) == {"ddim", "dpm++", "unipc", "heun", "ddpm"}
-    assert set(table.loc[table["guidance_scale"] > 1, "sampler"]) == {"dpm++"}
-    names = ("samplers", "quality_against_time", "guidance", "guidance_sweep")
-    assert all((copy / "figures" / f"{name}.png").exists() for name in names)
-    assert read_json(copy / "manifest.json")["stages"]["sampler"]["finished"]
-
-    shutil.rmtree(copy / "image_quality")
-    subprocess.run(echo_command("study", "quality", *command[5:]), check=True, capture_output=True)
-    assert {p.stem for p in (copy / "image_quality").glob("*.csv")} == {
-        "quality",
-        "spectrum",
-        "nearest",
-        "memorisation",
-    }
-    assert (copy / "figures" / "image_quality.png").exists()
-
-    (copy / "segmenter" / "done").unlink()
-    (copy / "sampler_study" / "done").unlink()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "stage segmentation is not finished; run notebook 04_segmentation" in done.stderr
-
-
 @pytest.fixture
 def study(finished, tmp_path, monkeypatch):
     """Runs a study on a copy of the finished run by its command, and then again, which skips it; returns the copy."""
@@ -164,6 +135,32 @@ def study(finished, tmp_path, monkeypatch):
         return copy
 
     return run
+
+
+def test_sampler_and_quality_start_from_a_finished_run(study):
+    copy = study("sampler", "sampler_study")
+    table = pd.read_csv(copy / "sampler_study" / "settings.csv")
+    assert set(table["sampler"]) == {"ddim", "dpm++", "unipc", "heun", "ddpm"}
+    assert set(table.loc[table["guidance_scale"] > 1, "sampler"]) == {"dpm++"}
+    names = ("samplers", "quality_against_time", "guidance", "guidance_sweep")
+    assert all((copy / "figures" / f"{name}.png").exists() for name in names)
+    assert read_json(copy / "manifest.json")["stages"]["sampler"]["finished"]
+
+    shutil.rmtree(copy / "image_quality")
+    study("quality", "image_quality")
+    found = {p.stem for p in (copy / "image_quality").glob("*.csv")}
+    assert found == {"quality", "spectrum", "nearest", "memorisation"}
+    assert (copy / "figures" / "image_quality.png").exists()
+
+    (copy / "segmenter" / "done").unlink()
+    (copy / "sampler_study" / "done").unlink()
+    done = subprocess.run(
+        echo_command("study", "sampler", "--profile", "smoke", "--run", copy, "--seed", 3),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "stage segmentation is not finished; run notebook 04_segmentation" in done.stderr
 
 
 def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, study):
