@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -9,6 +10,7 @@ from golden import tiny_inputs, tiny_unet
 
 from benchmarks.baseline import ours, plain
 from benchmarks.bench import AMORTISED, SAMPLING, TRAINING, paper_estimate
+from benchmarks.notebooks import measure
 from echo.sampler import SCHEDULERS
 from echo.unet import AttentionBlock
 
@@ -47,6 +49,19 @@ def test_quick_bench_measures_every_row():
     }
     for name in (*TRAINING, *SAMPLING, AMORTISED, *SCHEDULERS):
         assert f"| {name} |" in done.stdout
+
+
+def test_a_notebooks_time_and_memory(tmp_path):
+    def notebook(name: str, source: str):
+        content = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nbformat.write(content, tmp_path / f"{name}.ipynb")
+        return measure(tmp_path / f"{name}.ipynb")
+
+    small, large = notebook("small", "1"), notebook("large", 'import time; x = b"1" * 10**9; time.sleep(1)')
+    assert 0.9 < large["peak_gb"] - small["peak_gb"] < 1.1
+    assert large["seconds"] > 1
+    with pytest.raises(RuntimeError, match="broken.ipynb failed"):
+        notebook("broken", "1 / 0")
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "results" / "bench").glob("*.json")), ids=lambda p: p.stem)
