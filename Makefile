@@ -35,10 +35,11 @@ test: lint
 		--nbval-sanitize-with tests/nbval_sanitize.cfg -W default notebooks
 
 # Every notebook in JupyterLab, and the site, in a headless Chromium; screenshots in test-artefacts/.
+test-browser: export OMP_NUM_THREADS = 1
 test-browser: $(READY)
 	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } \
 		|| $(BIN)/python -m playwright install --with-deps chromium
-	$(BIN)/python -m pytest -m browser tests
+	$(BIN)/python -m pytest -n 2 -m browser tests
 
 # The published computation against ours, on this machine; nothing else should run beside it.
 bench: $(READY)
