@@ -198,6 +198,16 @@ def test_guidance_extrapolates_the_mean_in_one_batched_call(name, learned):
     torch.testing.assert_close(paths[1.0 + 1e-6, 1.0], paths[1.0, 1.0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_guesses_of_x_0_end_in_the_image(random_unet, name):
+    guesses, path = [], []
+    image = paint(random_unet, one_hot_labels(2), [1, 2], name, steps=5, guesses=guesses, trajectory=path)
+    assert len(guesses) == len(path) == 5
+    assert max(guess.abs().max() for guess in guesses) <= 1 < path[0].abs().max()
+    torch.testing.assert_close((guesses[-1] + 1) / 2, image, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(guesses[0], guesses[-1], atol=1e-2)
+
+
 def test_round_trip_and_errors(random_unet, tmp_path):
     pipeline = SemanticDiffusionPipeline(random_unet, make_scheduler("ddim", "v_prediction", False))
     pipeline.save_pretrained(tmp_path / "pipeline")
