@@ -79,8 +79,7 @@ def browse(frames):
     keys = list(frames.index[["patient", "view", "phase"]].itertuples(index=False, name=None))
     patient = ipywidgets.Dropdown(options=list(dict.fromkeys(k[0] for k in keys)), description="patient")
     view, phase = (
-        ipywidgets.ToggleButtons(options=options, description=name, style={"button_width": "5em"})
-        for name, options in (("view", VIEWS), ("phase", PHASES))
+        ipywidgets.ToggleButtons(options=options, style={"button_width": "4em"}) for options in (VIEWS, PHASES)
     )
     picture, message = _picture(b""), ipywidgets.HTML()
 
@@ -93,7 +92,7 @@ def browse(frames):
     draw()
     for control in (patient, view, phase):
         control.observe(draw, "value")
-    return ipywidgets.VBox([patient, view, phase, message, picture])
+    return ipywidgets.VBox([ipywidgets.HBox([patient, view, phase]), message, picture])
 
 
 def shuffled_sides(n: int, seed: int) -> NDArray[np.bool_]:
