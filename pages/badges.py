@@ -74,6 +74,7 @@ def add_badge(notebook: nbformat.NotebookNode, name: str, address: str) -> nbfor
     old = [c for c in notebook.cells if "bootstrap" in c.metadata.get("tags", [])]
     cell = old[0] if old else nbformat.v4.new_code_cell(id="bootstrap", metadata={"tags": ["bootstrap"]})
     cell.source = source
+    cell.metadata["jupyter"] = {"source_hidden": True}  # JupyterLab shows it folded
     notebook.cells = [first, cell, *(c for c in notebook.cells[1:] if c not in old)]
     return notebook
 

@@ -44,7 +44,8 @@ FINISHED = """() => {
     const idle = document.querySelector("#jp-main-statusbar").innerText.includes("| Idle");
     const loading = [...document.querySelectorAll(".jp-OutputArea-output")].some(
         (node) => node.innerText === "Loading widget...");
-    return idle && !loading && /\\d/.test(prompts[0]) && !prompts.some((prompt) => prompt.includes("*"));
+    const shown = prompts.join();  // a folded cell shows none
+    return idle && !loading && /\\d/.test(shown) && !shown.includes("*");
 }"""
 # The digest of each picture of a cell; nothing where one was replaced while it was read.
 PICTURES = """(cell) => Promise.all([...cell.querySelectorAll(".jp-OutputArea-output img")].map(
@@ -131,7 +132,7 @@ def problems(page, notebook) -> list[str]:
     for n, (cell, seen) in enumerate(zip(cells, page.evaluate(LOOK), strict=True), start=1):
         kept = [o.get("data", {}) for o in cell.outputs]
         complaints = [f"error output {e.strip().splitlines()[-1]}" for e in seen["errors"]]
-        if seen["prompt"] != f"[{n}]:":
+        if seen["prompt"] != f"[{n}]:" and not cell.metadata.get("jupyter", {}).get("source_hidden"):
             complaints.append(f"its number is {seen['prompt']}")
         if not all(seen["widths"]) or len(seen["widths"]) < sum("image/png" in data for data in kept):
             complaints.append(f"pictures of widths {seen['widths']}")
