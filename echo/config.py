@@ -202,6 +202,7 @@ CPU = Profile(
     ),
     # The paper's recipe at this size: as many of its levels as 56 pixels have, in batches.
     other_segmenter=SegmenterConfig(channels=(8, 16, 32, 64), steps=2000, batch_size=24, validate_every=200, seeds=1),
+    grid=GridConfig(generator_again=False),  # an hour more
 )
 
 LAPTOP = replace(
@@ -257,6 +258,7 @@ GPU = replace(
     generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=25, batch_size=128),
     segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=6000, batch_size=32),
     other_segmenter=replace(CPU.other_segmenter, channels=(4, 8, 16, 32, 64, 128, 256), steps=6000, batch_size=32),
+    grid=GridConfig(),
 )
 
 PAPER = Profile(

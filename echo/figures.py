@@ -633,6 +633,8 @@ def scaling(dice: pd.DataFrame, x_label: str) -> Figure:
         ax.set(title=structure, xlabel=x_label, xscale="log")
         ax.set_xticks(places, [f"{x:g}" for x in places])
         ax.minorticks_off()
+        middle, half = np.mean(ax.get_ylim()), np.ptp(ax.get_ylim()) / 2
+        ax.set_ylim(middle - max(half, 1), middle + max(half, 1))  # a tenth of a point must not look like a slope
         sns.despine(ax=ax)
     axes[0].set_ylabel("Dice on test frames, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)

@@ -177,12 +177,15 @@ def table(number: int, scores: pd.DataFrame, volumes: pd.DataFrame, seed: int) -
     return pd.DataFrame(columns).rename_axis(["structure", "structure and frames", "measure"][number - 1])
 
 
-def difference_table(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """`statistics.differences` as text: each main row less real-only, and synthetic less real of any other recipe."""
+def difference_table(scores: pd.DataFrame, seed: int, pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
+    """`statistics.differences` as text; by default each main row less real-only, and synthetic less real of any other
+    recipe."""
     names = all_rows(scores["train"])
-    pairs = [(train, "real") for train in main_rows(scores["train"]) if train != "real"]
-    others = [(train, train.replace("synthetic, ", "real, ")) for train in names if train.startswith("synthetic, ")]
-    found = differences(scores, pairs + [pair for pair in others if pair[1] in names], seed)
+    if pairs is None:
+        others = [(train, train.replace("synthetic, ", "real, ")) for train in names if train.startswith("synthetic, ")]
+        pairs = [(train, "real") for train in main_rows(scores["train"]) if train != "real"]
+        pairs += [pair for pair in others if pair[1] in names]
+    found = differences(scores, pairs, seed)
     found[["training set", "less"]] = found[["train", "reference"]].replace(names)
     intervals = found[["difference", "low", "high"]].to_numpy()
     found["difference"] = [f"{gap:+z.1f} [{low:+z.1f}, {high:+z.1f}]" for gap, low, high in intervals]
