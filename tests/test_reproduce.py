@@ -95,7 +95,7 @@ def test_a_failed_notebook_is_one_line_and_leaves_its_output(finished, tmp_path)
     with pytest.raises(reproduce.NotebookError) as error:
         reproduce.reproduce("smoke", "phantom", str(copy), seed=3, only="generation")
     message = str(error.value)
-    assert message.startswith("notebook 03_generation failed in its cell 4: FileNotFoundError")
+    assert message.startswith("notebook 03_generation failed in its cell 5: FileNotFoundError")
     assert "\n" not in message
     assert "no diffusion model" in message
     partial = nbformat.read(copy / "notebooks" / "03_generation.ipynb", as_version=4)
@@ -313,7 +313,7 @@ def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, mon
     names = {str(p.relative_to(tmp_path)) for p in publish.publish(camus)}
     assert not [n for n in names if n.endswith((".safetensors", ".ipynb", ".npz"))]
     pictures = [n for n in names if n.endswith((".png", ".pdf"))]
-    safe = ("synthetic_grid", "dice_boxes", "bland_altman")  # drawn from synthetic images or from numbers
+    safe = ("synthetic_grid", "map_echo_contours", "dice_boxes", "bland_altman")  # drawn from synthetic images or from numbers
     assert {Path(n).stem for n in pictures} == {f"smoke-camus_{name}" for name in safe}
 
 
