@@ -313,7 +313,7 @@ def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, mon
     names = {str(p.relative_to(tmp_path)) for p in publish.publish(camus)}
     assert not [n for n in names if n.endswith((".safetensors", ".ipynb", ".npz"))]
     pictures = [n for n in names if n.endswith((".png", ".pdf"))]
-    safe = ("synthetic_grid", "map_echo_contours", "dice_boxes", "bland_altman")  # drawn from synthetic images or from numbers
+    safe = ("synthetic_grid", "map_echo_contours", "dice_boxes", "bland_altman")  # no real frame
     assert {Path(n).stem for n in pictures} == {f"smoke-camus_{name}" for name in safe}
 
 
