@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from echo.paths import REPOSITORY, RESULTS, atomic
+from echo.paths import REPOSITORY, RESULTS, write_csv
 
 
 def measure(notebook: Path) -> dict:
@@ -39,5 +39,4 @@ def measure(notebook: Path) -> dict:
 if __name__ == "__main__":
     table = pd.DataFrame([measure(path) for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb"))])
     print(table.to_string(index=False))
-    with atomic(RESULTS / "bench" / "notebooks.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(RESULTS / "bench" / "notebooks.csv", table)

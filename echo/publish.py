@@ -10,14 +10,14 @@ from echo import dataset, generate, grid, synthetic_set, tables
 from echo.paths import FIGURES, README, RESULTS, STUDIES, atomic, read_json
 from echo.runs import home_of, run_of_set
 
-WITHOUT_FRAMES = (
+WITHOUT_FRAMES = (  # figures that show no real frame
     "synthetic_grid",
     "map_echo_contours",
     "dice_boxes",
     "bland_altman",
     "scaling_images",
     "scaling_patients",
-)  # no real ones
+)
 
 
 def summary(folder: Path) -> str:

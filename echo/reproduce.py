@@ -115,10 +115,10 @@ def score_fidelity(folder: Path) -> pd.DataFrame:
     It is measured again only when the set or the segmenter is another.
     """
     run, file, marker = run_of_set(folder), folder / "fidelity.csv", folder / "fidelity.json"
-    judge, inputs = load_segmenter(run, "real"), read_json(home_of(run, "segmentation") / "inputs.json")
+    inputs = read_json(home_of(run, "segmentation") / "inputs.json")
     if file.exists() and marker.exists() and read_json(marker) == inputs:
         return pd.read_csv(file, dtype={"id": str})
-    table = study.label_fidelity(folder, judge)
+    table = study.label_fidelity(folder, load_segmenter(run, "real"))
     write_json(marker, inputs)
     cards.write_cards(folder, run.folder)
     return table

@@ -40,9 +40,9 @@ if importlib.util.find_spec("echo") is None:
 """
 
 
-def repository_address() -> str:
-    """The address of the repository, from pyproject.toml."""
-    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+def repository_address(root: Path = REPOSITORY) -> str:
+    """The address of the repository in the folder `root`, from its pyproject.toml."""
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
 def colab_link(address: str, name: str) -> str:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tomllib
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +17,8 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
+
+from pages.badges import repository_address
 
 ROOT = Path(__file__).resolve().parent.parent
 PROSE = {"README.md": "index.html", "data/README.md": "data.html", "CONTRIBUTING.md": "contributing.html"}
@@ -158,7 +159,7 @@ def build(out: Path = ROOT / "_site", root: Path = ROOT) -> None:
     """
     if out.exists() and not (out / "site.css").exists():
         raise FileExistsError(f"{out} is not a site that `make site` wrote: name another folder")
-    address = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    address = repository_address(root)
     here = Path(__file__).parent
     exporter = HTMLExporter(
         template_name="classic",
