@@ -120,6 +120,7 @@ class GridConfig:
     real_shares: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5)  # of the training patients
     own_shares: tuple[float, ...] = (0.05, 0.1)  # with a generator trained on those patients alone,
     own_steps: float = 0.4  # in this part of the full generator's steps
+    few_seeds: int = 3  # segmenter seeds of the rows with so few patients
     generator_again: bool = True  # a second seed of the full generator
 
 
@@ -202,7 +203,6 @@ CPU = Profile(
     ),
     # The paper's recipe at this size: as many of its levels as 56 pixels have, in batches.
     other_segmenter=SegmenterConfig(channels=(8, 16, 32, 64), steps=2000, batch_size=24, validate_every=200, seeds=1),
-    grid=GridConfig(generator_again=False),  # an hour more
 )
 
 LAPTOP = replace(
@@ -215,7 +215,9 @@ LAPTOP = replace(
     generation=replace(CPU.generation, images=720, validation_images=80),
     segmenter=replace(CPU.segmenter, channels=(16, 32, 64, 128), steps=1000, validate_every=100, seeds=1),
     other_segmenter=replace(CPU.other_segmenter, steps=1000, validate_every=100),
-    grid=GridConfig(synthetic_shares=(0.25,), real_shares=(0.05, 0.25), own_shares=(0.05,), generator_again=False),
+    grid=GridConfig(
+        synthetic_shares=(0.25,), real_shares=(0.05, 0.25), own_shares=(0.05,), few_seeds=1, generator_again=False
+    ),
 )
 
 SMOKE = replace(
@@ -228,7 +230,7 @@ SMOKE = replace(
     generation=replace(LAPTOP.generation, images=8, validation_images=4, num_inference_steps=2, batch_size=4),
     segmenter=replace(LAPTOP.segmenter, channels=(8, 16, 32), steps=12, batch_size=4, validate_every=6),
     other_segmenter=replace(LAPTOP.other_segmenter, channels=(4, 8, 16), steps=6, batch_size=4, validate_every=6),
-    grid=GridConfig(synthetic_shares=(0.5,), real_shares=(0.5,), own_shares=(0.5,)),
+    grid=GridConfig(synthetic_shares=(0.5,), real_shares=(0.5,), own_shares=(0.5,), few_seeds=2),
     study=StudyConfig(steps=(1, 2), ddpm_steps=3, guidance=(1.0, 2.0)),
 )
 
@@ -258,7 +260,6 @@ GPU = replace(
     generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=25, batch_size=128),
     segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=6000, batch_size=32),
     other_segmenter=replace(CPU.other_segmenter, channels=(4, 8, 16, 32, 64, 128, 256), steps=6000, batch_size=32),
-    grid=GridConfig(),
 )
 
 PAPER = Profile(

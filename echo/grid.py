@@ -15,7 +15,7 @@ from echo.camus import Camus
 from echo.config import Profile, SegmenterConfig
 from echo.dataset import Frames
 from echo.generate import generate, model_groups
-from echo.paths import write_json
+from echo.paths import begin, digest, read_json, write_json
 from echo.segmenter import load_segmenter, score, train_segmenter
 from echo.synthetic_set import load_synthetic
 from echo.training import train
@@ -90,7 +90,12 @@ def study_cells(profile: Profile, seed: int) -> list[Cell]:
             Cell(f"real {percent(share)} + synthetic of {percent(share)}", seed, share, 1.0, generator=f"{OWN} {share}")
         )
     again = Cell("synthetic, generator again", seed, synthetic=1.0, generator="again")
-    return cells + [again] * grid.generator_again
+    cells += [again] * grid.generator_again
+
+    def seeds(cell: Cell) -> int:
+        return grid.few_seeds if cell.real in grid.own_shares or cell.generator.startswith(OWN) else 1
+
+    return [replace(cell, seed=seed + k) for cell in cells for k in range(seeds(cell))]
 
 
 def some_patients(frames: Frames, share: float, seed: int) -> Frames:
@@ -113,23 +118,29 @@ def train_cell(
     segmenters: Path,
     seed: int,
 ) -> UNet:
-    """Train a cell's segmenter, or load it.
+    """Train a cell's segmenter, or load it if nothing that it depends on has changed.
 
     A cell that sees no real image chooses its best epoch on synthetic images too; one with a share of the patients, on
     that share of the validation patients.
 
     Args:
         real: training and validation frames, all of them.
-        painted: the run's synthetic set. What another `Cell.generator` paints is made when it is missing.
+        painted: the run's synthetic set; its `inputs.json` stands for the data too. What another `Cell.generator`
+            paints is made when it is missing.
         segmenters: the folder to keep networks in; other generators are kept beside it.
         seed: of the run; it chooses the patients of a share.
     """
+    folder, config = segmenters / cell.name, recipe(cell, profile)
+    inputs, source = read_json(painted / "inputs.json"), painted
+    if cell.generator != "run":
+        inputs = digest(inputs, seed, profile.grid.own_steps)
+        source = segmenters.with_name("generators") / cell.generator.replace(" ", "-")
+        begin(source, inputs)
+        source = other_generator(cell.generator, profile, *real, source, seed)
+    begin(folder, digest(inputs, seed, repr(cell), repr(replace(config, seeds=1))))
     sets, validation, start = [], None, None
     if cell.synthetic:
-        folder = painted
-        if cell.generator != "run":
-            folder = other_generator(cell.generator, profile, *real, segmenters.with_name("generators"), seed)
-        synthetic = [load_synthetic(folder, split, cell.drop_worst) for split in ("training", "validation")]
+        synthetic = [load_synthetic(source, split, cell.drop_worst) for split in ("training", "validation")]
         # The plan is sorted by view and phase, so every k-th row is a fair share of each.
         rows = np.arange(0, len(synthetic[0]), round(1 / cell.synthetic))
         sets, validation = [synthetic[0].select(rows)], synthetic[1]
@@ -141,7 +152,7 @@ def train_cell(
     if cell.real:
         sets = [some_patients(real[0], cell.real, seed), *sets]
         validation = some_patients(real[1], cell.real, seed)
-    folder, profile = segmenters / cell.name, replace(profile, segmenter=recipe(cell, profile))
+    profile = replace(profile, segmenter=config)
     return train_segmenter(profile, sets, validation, folder, cell.seed, f"{cell.row}, seed {cell.seed}", start)
 
 
@@ -188,7 +199,6 @@ def other_generator(
         The folder of the set.
     """
     kind, _, share = generator.partition(" ")
-    folder = folder / generator.replace(" ", "-")
     if kind == OWN:
         training, validation = (some_patients(f, float(share), seed) for f in (training, validation))
         steps = round(profile.training.steps * profile.grid.own_steps)

@@ -72,14 +72,18 @@ def digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def begin(stage: Path, inputs: str) -> bool:
+def begin(stage: Path, inputs: str, parts: bool = False) -> bool:
     """Open a stage's folder for work from these inputs (a digest); False when it is finished already.
 
-    What an interrupted run left there is kept if it came from the same inputs, and removed if not.
+    What an interrupted run left there is kept if it came from the same inputs, and removed if not; all of it is kept
+    where the stage has `parts` that begin by themselves, each from its own inputs.
     """
     marker = stage / "inputs.json"
     if marker.exists() and read_json(marker) != inputs:
-        shutil.rmtree(stage)
+        if parts:
+            (stage / "done").unlink(missing_ok=True)
+        else:
+            shutil.rmtree(stage)
     if is_done(stage):
         return False
     write_json(marker, inputs)

@@ -135,7 +135,7 @@ def inputs_of(run: Run, name: str) -> str:
         "sampler": (p.study,),
         "editing": (),
         "quality": (),
-        "grid": (p.grid, p.unet, p.training, p.augmentation, p.generation),
+        "grid": (p.grid,),
     }[name]
     return digest(read_json(home_of(run, before) / "inputs.json"), run.seed, *map(repr, settings))
 
@@ -152,7 +152,7 @@ def stage(run: Run, name: str, product: str = "") -> Iterator[bool]:
     clock = time.perf_counter()  # the phantom is made while the data stage asks for its inputs
     folder = home_of(run, name)
     with only_one(run):
-        work = begin(folder, inputs_of(run, name))
+        work = begin(folder, inputs_of(run, name), parts=name in ("segmentation", "grid"))  # segmenters
     if not work:
         yield False
         return

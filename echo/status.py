@@ -52,12 +52,13 @@ def generation(folder: Path, profile: dict, begun: float) -> Progress:
 
 def segmentation(folder: Path, profile: dict, begun: float) -> Progress:
     """Segmenters trained, and the last validation of one."""
-    trained, logs, latest = by_time(folder.glob("*/model.safetensors")), by_time(folder.glob("*/log.csv")), ""
+    plan, logs, latest = folder / "planned.json", by_time(folder.glob("*/log.csv")), ""
+    planned = read_json(plan) if plan.exists() else []
+    trained = by_time(folder / name / "model.safetensors" for name in planned)
     if logs:
         path, last = logs[-1][1], pd.read_csv(logs[-1][1]).iloc[-1]
         latest = f"{path.parent.name} at step {last['step']:.0f}: validation Dice {last['mean']:.1f} %"
-    plan = folder / "planned.json"
-    return len(trained), len(read_json(plan) if plan.exists() else trained), "segmenters", pace(trained, begun), latest
+    return len(trained), len(planned), "segmenters", pace(trained, begun), latest
 
 
 MEASURES = {"diffusion": diffusion, "generation": generation, "segmentation": segmentation}

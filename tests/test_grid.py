@@ -9,6 +9,7 @@ import torch
 from echo import grid
 from echo.config import CPU, GPU, PROFILES
 from echo.generate import generate
+from echo.paths import write_json
 from echo.synthetic_set import load_synthetic, read_manifest
 
 
@@ -17,6 +18,9 @@ def test_every_cell_is_a_training_of_its_own():
         cells = grid.main_cells(profile, 0) + grid.study_cells(profile, 0)
         assert len({cell.name for cell in cells}) == len({(cell.row, cell.seed) for cell in cells}) == len(cells)
     assert {cell.seed for cell in grid.main_cells(GPU, 5) if cell.row == "real"} == {5, 6, 7}
+    few = pd.DataFrame(grid.study_cells(CPU, 5)).groupby("row", sort=False)["seed"].agg(list)
+    assert few["real 5%"] == few["real 10% + synthetic"] == few["synthetic of 5%"] == [5, 6, 7]
+    assert few["real 25%"] == few["synthetic 50%"] == few["synthetic, generator again"] == [5]
     assert {cell.row for cell in grid.main_cells(CPU, 0)} >= {"real", "synthetic", "both", "finetuned"}
 
 
@@ -35,6 +39,7 @@ def test_shares_of_patients_are_whole_and_nested(frames):
 def synthetic(frames, smoke, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     generate(trained / "diffusion", frames["training"], frames["validation"], smoke, folder, seed=0)
+    write_json(folder / "inputs.json", "a digest")
     return folder
 
 
@@ -76,6 +81,51 @@ def test_a_cell_sees_what_its_row_says(monkeypatch, frames, smoke, synthetic, tm
     assert few[0][0][0].index["patient"].nunique() == 2
 
 
+def test_a_cell_is_trained_again_only_when_what_it_depends_on_changes(monkeypatch, frames, smoke, synthetic, tmp_path):
+    painted, segmenters = tmp_path / "set", tmp_path / "run" / "segmenters"
+    shutil.copytree(synthetic, painted)
+    trained, painters = [], []
+
+    def train(_profile, _sets, _validation, folder, *_):
+        if not (folder / "model.safetensors").exists():
+            (folder / "model.safetensors").touch()
+            trained.append(folder.name)
+
+    def paint(_diffusion, _training, _validation, _profile, folder, _seed):
+        shutil.copytree(painted, folder)
+        painters.append(folder.parent.name)
+
+    monkeypatch.setattr(grid, "train_segmenter", train)
+    monkeypatch.setattr(grid, "train_generator", lambda *_: None)
+    monkeypatch.setattr(grid, "generate", paint)
+    cells = [
+        grid.Cell("real", 0, real=1.0),
+        grid.Cell("paper", 0, real=1.0, recipe="other"),
+        grid.Cell("few", 0, real=0.5, synthetic=1.0, generator="own 0.5"),
+    ]
+
+    def changed(**settings) -> tuple[list, list]:
+        for made in (trained, painters):
+            made.clear()
+        profile = replace(smoke, **settings)
+        grid.train_cells(cells, profile, tuple(frames.values()), painted, segmenters, 0)
+        return list(trained), list(painters)
+
+    every = ["real-0", "paper-0", "few-0"], ["own-0.5"]
+    assert changed() == every
+    assert changed() == ([], [])
+    assert changed(segmenter=replace(smoke.segmenter, seeds=4)) == ([], [])  # more cells, not other ones
+    assert changed(grid=replace(smoke.grid, real_shares=(0.1, 0.2))) == ([], [])
+    assert changed(grid=replace(smoke.grid, own_steps=0.9)) == (["few-0"], ["own-0.5"])
+    changed()
+    assert changed(other_segmenter=replace(smoke.other_segmenter, steps=7)) == (["paper-0"], [])
+    changed()
+    cells[0] = replace(cells[0], real=0.5)
+    assert changed() == (["real-0"], [])
+    write_json(painted / "inputs.json", "another digest")
+    assert changed() == every
+
+
 def test_a_cell_can_leave_out_the_worst_images(monkeypatch, frames, smoke, synthetic, tmp_path):
     table = read_manifest(synthetic)
     worst = table.groupby(["split", "class_label"])["id"].first()
@@ -93,7 +143,7 @@ def test_a_generator_of_few_patients_sees_those_alone(monkeypatch, frames, smoke
     monkeypatch.setattr(grid, "train", lambda profile, training, *_: sources.append((profile, training)))
     monkeypatch.setattr(grid, "generate", lambda _diffusion, training, *_: sources.append((None, training)))
     folder = grid.other_generator("own 0.5", smoke, *frames.values(), tmp_path, 0)
-    assert folder == tmp_path / "own-0.5" / "synthetic"
+    assert folder == tmp_path / "synthetic"
     own = set(grid.some_patients(frames["training"], 0.5, 0).index["patient"])
     assert len(own) < frames["training"].index["patient"].nunique()
     assert all(set(f.index["patient"]) == own for _profile, f in sources)

@@ -29,6 +29,14 @@ def test_stage_resumes_and_starts_over(tmp_path):
     assert not (stage / "work").exists()
     assert not paths.is_done(stage)
 
+    (stage / "part").mkdir()
+    paths.finish(stage)
+    assert paths.begin(stage, "c", parts=True)  # other inputs, but its parts see to theirs
+    assert (stage / "part").exists()
+    assert not paths.is_done(stage)
+    paths.finish(stage)
+    assert not paths.begin(stage, "c", parts=True)
+
 
 def test_digest_tells_values_apart():
     assert paths.digest(1, {"a": 2}) == paths.digest(1, {"a": 2})

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -165,20 +166,31 @@ def test_sampler_and_quality_start_from_a_finished_run(study):
 
 def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, study):
     copy = study("tables", "grid")
-    cells = {cell.row: cell for cell in grid.study_cells(SMOKE, seed=3)}
-    assert any(cell.drop_worst for cell in cells.values())
+    cells = grid.study_cells(SMOKE, seed=3)
+    assert any(cell.drop_worst for cell in cells)
     trained = {p.parent.name for p in (copy / "grid" / "segmenters").glob("*/model.safetensors")}
-    assert trained == {cell.name for cell in cells.values()}
+    assert trained == {cell.name for cell in cells}
     assert {p.name for p in (copy / "grid" / "generators").iterdir()} == {"own-0.5", "again"}
     scores = pd.read_csv(copy / "grid" / "scores.csv")
-    counts = scores[scores["processing"] == "raw"].groupby(["train", "structure"]).size()
-    assert dict(counts) == dict.fromkeys(((row, s) for row in cells for s in STRUCTURES), 8)  # the test frames
+    counts = scores[scores["processing"] == "raw"].groupby(["train", "seed", "structure"]).size()
+    assert dict(counts) == dict.fromkeys(((c.row, c.seed, s) for c in cells for s in STRUCTURES), 8)  # the test frames
     assert scores["dice"].between(0, 1).all()
     assert "where train = synthetic 50%" in tables.trace(copy, 1, "LA", "synthetic 50%")
     assert all((copy / "figures" / f"scaling_{of}.png").exists() for of in ("images", "patients"))
     assert read_json(copy / "manifest.json")["stages"]["grid"]["finished"]
     fidelity = [(folder / "synthetic" / "fidelity.csv").stat().st_mtime_ns for folder in (finished, copy)]
     assert fidelity[0] == fidelity[1]  # the images' quality had measured it
+
+    # Another grid: finished cells stay, and everything is scored again.
+    run = reproduce.open_run("smoke", "phantom", str(copy), 3, recompute=True)
+    other = replace(run, profile=replace(SMOKE, grid=replace(SMOKE.grid, synthetic_shares=(0.25, 0.5), own_shares=())))
+    before = {p: p.stat().st_mtime_ns for p in (copy / "grid").rglob("*.safetensors")}
+    reproduce.grid_stage(other)
+    after = {p: p.stat().st_mtime_ns for p in (copy / "grid").rglob("*.safetensors")}
+    assert {p.parent.name for p in set(after) - set(before)} == {"synthetic-25-3"}
+    assert {p: after[p] for p in before} == before
+    rows = {cell.row for cell in grid.study_cells(other.profile, seed=3)}
+    assert set(pd.read_csv(copy / "grid" / "scores.csv")["train"]) == rows
 
 
 def test_every_edit_is_judged_from_a_finished_run(study):
