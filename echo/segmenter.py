@@ -12,12 +12,13 @@ from monai.networks.nets import UNet
 from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlipd
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
 
 from echo.camus import Camus
 from echo.clinical import patient_volumes
 from echo.config import Profile, SegmenterConfig
 from echo.dataset import Frames
-from echo.device import autocast, get_device, tune_cpu
+from echo.device import autocast, data_workers, get_device, tune_cpu
 from echo.labels import NUM_CAMUS
 from echo.metrics import frame_dice, frame_scores, largest_components
 from echo.paths import atomic, write_csv
@@ -142,6 +143,16 @@ def draw_samples(
     return ultrasound(image, config.ultrasound, rng) if config.ultrasound else image, label
 
 
+class Batches(Dataset):
+    """`draw_samples` of some sets by step, for a DataLoader. Arrays, not tensors, so that no shared memory is used."""
+
+    def __init__(self, *arguments) -> None:
+        self.arguments = arguments
+
+    def __getitem__(self, step: int) -> tuple[NDArray, NDArray]:
+        return tuple(part.numpy() for part in draw_samples(*self.arguments, step))
+
+
 def train_segmenter(
     profile: Profile,
     training: Frames | list[Frames],
@@ -189,10 +200,12 @@ def train_segmenter(
         for part, key in ((network, "network"), (optimizer, "optimizer"), (schedule, "schedule"), (ema, "ema")):
             part.load_state_dict(state[key])
         first, log, best, best_state = (state[key] for key in ("step", "log", "best", "best_state"))
-    bar = tqdm(total=steps, initial=first, desc=name, unit="step")
-    for step in range(first + 1, steps + 1):
+    bar, ahead = tqdm(total=steps, initial=first, desc=name, unit="step"), range(first + 1, steps + 1)
+    batches = Batches(sets, config, transform, seed)
+    loader = DataLoader(batches, batch_size=None, sampler=ahead, num_workers=data_workers(), collate_fn=tuple)
+    for step, batch in zip(ahead, loader, strict=True):
         network.train()
-        image, label = (part.to(device) for part in draw_samples(sets, config, transform, seed, step))
+        image, label = (torch.from_numpy(part).to(device) for part in batch)
         with autocast(config.precision, device):
             logits = network(image.contiguous(memory_format=torch.channels_last))
         loss = loss_function(logits.float(), label)

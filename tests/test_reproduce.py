@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from echo import grid, publish, reproduce, tables
 from echo.__main__ import app
-from echo.config import SMOKE
+from echo.config import GPU, SMOKE
 from echo.edits import DEFAULTS
 from echo.labels import STRUCTURES
 from echo.paths import read_json, write_json
+from echo.synthetic_set import load_synthetic
 
 STAGES = [*reproduce.STAGES, "quality"]  # what one command runs
 COLUMNS = ["train", "structure", "seed", "n_frames", "dice_mean", "dice_sd"]
@@ -343,6 +344,29 @@ def test_the_same_notebooks_run_on_camus(camus_root, tmp_path):
     folder = reproduce.reproduce("smoke", str(root), str(tmp_path / "run"))
     check_run(folder, test_frames=8)
     assert read_json(folder / "manifest.json")["data"]["source"] == "camus"
+
+
+def test_the_gpu_profile_runs_in_small(tmp_path):
+    """Its own networks and image size, for two steps and a few images."""
+    few = {"steps": 2, "batch_size": 2, "validate_every": 1}
+    profile = replace(
+        GPU,
+        phantom_patients={"training": 2, "validation": 2, "testing": 2},
+        training=replace(GPU.training, **few, warmup_steps=1),
+        generation=replace(GPU.generation, images=4, validation_images=4, num_inference_steps=2, batch_size=2),
+        segmenter=replace(GPU.segmenter, **few, seeds=1),
+        other_segmenter=replace(GPU.other_segmenter, **few),
+    )
+    run = replace(reproduce.open_run("gpu", "phantom", str(tmp_path / "run"), 0, recompute=True), profile=profile)
+    reproduce.data_stage(run)
+    reproduce.diffusion_stage(run)
+    reproduce.generation_stage(run)
+    reproduce.segmentation_stage(run)
+    reproduce.tables_stage(run)
+    dice = pd.read_csv(run.folder / "tables" / "dice.csv")
+    assert set(dice["train"]) == {cell.row for cell in grid.main_cells(GPU, 0)}
+    assert dice["dice_mean"].between(0, 100).all()
+    assert load_synthetic(run.folder / "synthetic", "training").images.shape == (4, 128, 128)
 
 
 def test_test_labels_are_read_by_the_last_stage_alone(tmp_path):

@@ -72,6 +72,17 @@ def test_an_interrupted_training_ends_in_the_same_weights(frames, smoke, tmp_pat
     assert not list((tmp_path / "b").glob("*.pt"))
 
 
+def test_batches_made_ahead_by_other_processes_are_the_same(frames, smoke, tmp_path, monkeypatch):
+    parts = frames["training"], frames["validation"]
+    alone = segmenter.train_segmenter(smoke, *parts, tmp_path / "a", seed=0)
+    monkeypatch.setattr(segmenter, "data_workers", lambda: 1)
+    made = []
+    monkeypatch.setattr(segmenter, "draw_samples", lambda *a, draw=segmenter.draw_samples: made.append(a) or draw(*a))
+    ahead = segmenter.train_segmenter(smoke, *parts, tmp_path / "b", seed=0)
+    assert not made  # in this process
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), ahead.parameters(), strict=True))
+
+
 def test_fine_tuning_starts_from_a_network_and_takes_smaller_steps(frames, smoke, tmp_path):
     parts = frames["training"], frames["validation"]
     first = segmenter.train_segmenter(smoke, *parts, tmp_path / "a", seed=0)
