@@ -213,11 +213,16 @@ def synthetic_grid(synthetic, columns: int = 6) -> Figure:
 def segmentations(
     images: NDArray[np.uint8], labels: NDArray[np.uint8], predictions: NDArray[np.uint8], titles: Sequence[str] = ()
 ) -> Figure:
-    """Echoes (n, H, W) with the label's contours (dotted) and the prediction's (solid)."""
-    n = len(images)
-    figure, axes = plt.subplots(1, n, figsize=(1.9 * n, 2.5), layout="constrained")
-    titles = titles or [""] * n
-    for ax, image, label, prediction, title in zip(axes, images, labels, predictions, titles, strict=True):
+    """Echoes (n, H, W), six a row at most, with the label's contours (dotted) and the prediction's (solid)."""
+    rows = -(-len(images) // 6)
+    columns = -(-len(images) // rows)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.9 * columns, 2.1 * rows + 0.4), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat[len(images) :]:
+        ax.set_axis_off()
+    titles = titles or [""] * len(images)
+    for ax, image, label, prediction, title in zip(axes.flat, images, labels, predictions, titles, strict=False):
         show(ax, image, title)
         draw_contours(ax, label, linestyles=":")
         draw_contours(ax, prediction)

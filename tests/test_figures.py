@@ -43,6 +43,13 @@ def test_rows_are_named_beside_the_first_column(frames):
     ]
 
 
+def test_segmentations_stand_six_a_row_at_most(frames):
+    shown = frames["training"].select(np.arange(7))
+    axes = figures.segmentations(shown.images, shown.labels, shown.labels, list("abcdefg")).axes
+    assert [ax.get_title() for ax in axes] == [*"abcdefg", ""]
+    assert len({round(ax.get_position().y0, 3) for ax in axes[:7]}) == 2
+
+
 def test_closest_pairs_begin_with_a_copy(frames):
     training = frames["training"].images
     noisy = training[7] + np.random.default_rng(0).normal(0, 3, training[7].shape)
