@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from echo.labels import CAMUS_NAMES, SDM_NAMES, STRUCTURES
-from echo.paths import atomic, read_json
+from echo.paths import read_json, write_text
 from echo.synthetic_set import read_manifest
 from echo.tables import markdown
 
@@ -119,5 +119,4 @@ realism, and whether training images come back. For research and teaching, not f
 **Licence.** {licence}
 """
     for name, text in (("MODEL_CARD", model_card), ("DATA_CARD", data_card)):
-        with atomic(folder / f"{name}.md") as temporary:
-            temporary.write_text(wrapped(text) + "\n")
+        write_text(folder / f"{name}.md", wrapped(text) + "\n")

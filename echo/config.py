@@ -243,10 +243,9 @@ GPU = replace(
         CPU.unet,
         model_channels=64,
         channel_mult=(1, 2, 3, 4),
-        num_res_blocks=2,
         attention_resolutions=(32, 16),
         head_channels=64,
-        spade_hidden=128,
+        spade_hidden=64,
         norm_groups=32,
     ),
     training=replace(
@@ -258,7 +257,7 @@ GPU = replace(
         label_dropout=0.1,
         validate_every=500,
     ),
-    generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=25, batch_size=128),
+    generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=25, batch_size=64),
     segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=3000, batch_size=32),
     other_segmenter=replace(CPU.other_segmenter, channels=(4, 8, 16, 32, 64, 128, 256), steps=3000, batch_size=32),
 )

@@ -78,7 +78,8 @@ def supported_precision(precision: str, device: torch.device) -> str:
     A CPU has no fast fp16, and bf16 only with AVX512-BF16 or AMX.
     """
     if device.type == "cuda":
-        return "fp16" if precision == "bf16" and not torch.cuda.is_bf16_supported() else precision
+        slow = precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return "fp16" if slow else precision
     fast_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if precision in ("bf16", "fp16") and fast_bf16 else "fp32"
 

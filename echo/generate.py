@@ -242,7 +242,7 @@ def generate(
     if not all(part.exists() for part in parts.values()):
         return None
     for leftover in folder.glob("*/.*"):  # of processes that were killed while they wrote
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # another process may be as far
     write_csv(folder / "manifest.csv", pd.concat([pd.read_csv(part, dtype=str) for part in parts.values()]))
     return read_manifest(folder)
 

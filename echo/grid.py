@@ -138,8 +138,10 @@ def train_cell(
         begin(source, inputs)
         source = other_generator(cell.generator, profile, *real, source, seed)
     begin(folder, digest(inputs, seed, repr(cell), repr(replace(config, seeds=1))))
+    if (folder / "model.safetensors").exists():
+        return load_segmenter(config, folder)
     sets, validation, start = [], None, None
-    if cell.synthetic:
+    if cell.synthetic and not cell.finetuned:
         synthetic = [load_synthetic(source, split, cell.drop_worst) for split in ("training", "validation")]
         # The plan is sorted by view and phase, so every k-th row is a fair share of each.
         rows = np.arange(0, len(synthetic[0]), round(1 / cell.synthetic))
@@ -148,7 +150,6 @@ def train_cell(
         wanted = replace(cell, real=0.0, finetuned=False)
         first = next(c for c in main_cells(profile, seed) if replace(c, row=cell.row) == wanted)
         start = train_cell(first, profile, real, painted, segmenters, seed)
-        sets = []
     if cell.real:
         sets = [some_patients(real[0], cell.real, seed), *sets]
         validation = some_patients(real[1], cell.real, seed)

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 if TYPE_CHECKING:  # pandas takes half a second, and the command line needs these paths alone
     import pandas as pd
@@ -42,7 +42,7 @@ def atomic(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, since libraries choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{uuid4().hex[:8]}.{path.name}")  # process numbers repeat between machines
     try:
         yield temporary
         temporary.replace(path)
@@ -50,10 +50,15 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """`text` in UTF-8, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: object) -> None:
     """`value` as indented JSON, atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def write_csv(path: Path, table: "pd.DataFrame", **options) -> None:
@@ -83,7 +88,9 @@ def begin(stage: Path, inputs: str, parts: bool = False) -> bool:
         if parts:
             (stage / "done").unlink(missing_ok=True)
         else:
-            shutil.rmtree(stage)
+            old = stage.with_name(f".{stage.name}.old")  # renamed first: a kill leaves all of it, or nothing
+            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(stage.rename(old))
     if is_done(stage):
         return False
     write_json(marker, inputs)

@@ -77,7 +77,6 @@ def data_stage(run: Run) -> tuple[dataset.Frames, dataset.Frames]:
 def diffusion_stage(run: Run) -> None:
     """Train the diffusion model, or one for each view and phase; on several GPUs in as many processes."""
     if training_processes() > 1 and not launched():
-        data_stage(run)
         AcceleratorState._reset_state(True)  # a training before this one, in this process, forbids others
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -246,34 +245,33 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
         "recompute": True,
     }
     # Sockets in a folder of their own: no port to clash with, or to listen on.
-    kernel = Config(
-        {"KernelManager": {"transport": "ipc", "ip": str(Path(tempfile.mkdtemp(prefix="echo-")) / "kernel")}}
-    )
-    for name in [only] if only else [*STAGES, "quality"]:
-        notebook = (STAGES | STUDIES)[name][1]
-        output = target / f"{notebook}.ipynb"
-        if name != "data":
-            inputs_of(opened, name)  # a missing earlier stage is named before the notebook starts
-        if is_current(opened, name) and executed_well(output):
-            print(f"== {name}: finished, skipped", flush=True)
-            continue
-        print(f"== {name}: notebook {notebook}", flush=True)
-        try:
-            papermill.execute_notebook(
-                REPOSITORY / "notebooks" / f"{notebook}.ipynb",
-                output,
-                parameters,
-                kernel_name="python3",
-                cwd=REPOSITORY / "notebooks",
-                progress_bar=False,
-                stderr_file=sys.stderr,
-                config=kernel,
-            )
-        except papermill.PapermillExecutionError as error:
-            reason = f"{error.ename}: {error.evalue}".splitlines()[0]
-            message = f"notebook {notebook} failed in its cell {error.exec_count}: {reason}; see {output}"
-            raise NotebookError(message) from None
-        except DeadKernelError:
-            message = f"notebook {notebook}: its kernel died (out of memory?); see {output}"
-            raise NotebookError(message) from None
+    with tempfile.TemporaryDirectory(prefix="echo-") as sockets:
+        kernel = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}})
+        for name in [only] if only else [*STAGES, "quality"]:
+            notebook = (STAGES | STUDIES)[name][1]
+            output = target / f"{notebook}.ipynb"
+            if name != "data":
+                inputs_of(opened, name)  # a missing earlier stage is named before the notebook starts
+            if is_current(opened, name) and executed_well(output):
+                print(f"== {name}: finished, skipped", flush=True)
+                continue
+            print(f"== {name}: notebook {notebook}", flush=True)
+            try:
+                papermill.execute_notebook(
+                    REPOSITORY / "notebooks" / f"{notebook}.ipynb",
+                    output,
+                    parameters,
+                    kernel_name="python3",
+                    cwd=REPOSITORY / "notebooks",
+                    progress_bar=False,
+                    stderr_file=sys.stderr,
+                    config=kernel,
+                )
+            except papermill.PapermillExecutionError as error:
+                reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+                message = f"notebook {notebook} failed in its cell {error.exec_count}: {reason}; see {output}"
+                raise NotebookError(message) from None
+            except DeadKernelError:
+                message = f"notebook {notebook}: its kernel died (out of memory?); see {output}"
+                raise NotebookError(message) from None
     return opened.folder

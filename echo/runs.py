@@ -134,7 +134,7 @@ def inputs_of(run: Run, name: str) -> str:
         "tables": (),
         "sampler": (p.study,),
         "editing": (),
-        "quality": (),
+        "quality": tuple(filter(None, [os.environ.get("ECHO_INCEPTION")])),
         "grid": (p.grid,),
     }[name]
     return digest(read_json(home_of(run, before) / "inputs.json"), run.seed, *map(repr, settings))

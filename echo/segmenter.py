@@ -105,8 +105,8 @@ def predict(
     """Label maps uint8 (B, *shape) for images uint8 (B, S, S).
 
     Where `shape` differs from the images', the logits are interpolated to it before the class is taken, which keeps
-    borders smooth. With `flip` they are averaged with those of the mirrored image: for networks trained on mirrored
-    images too.
+    borders smooth. With `flip` it is probabilities, averaged with those of the mirrored image: for networks trained on
+    mirrored images too.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -196,10 +196,11 @@ def train_segmenter(
     transform = augmentation(config, sets[0].images.shape[-1])
     first, log, losses, best, best_state = 0, [], [], -1.0, {}
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         for part, key in ((network, "network"), (optimizer, "optimizer"), (schedule, "schedule"), (ema, "ema")):
             part.load_state_dict(state[key])
         first, log, best, best_state = (state[key] for key in ("step", "log", "best", "best_state"))
+    ema.to(device)
     bar, ahead = tqdm(total=steps, initial=first, desc=name, unit="step"), range(first + 1, steps + 1)
     batches = Batches(sets, config, transform, seed)
     loader = DataLoader(batches, batch_size=None, sampler=ahead, num_workers=data_workers(), collate_fn=tuple)

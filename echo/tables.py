@@ -7,7 +7,7 @@ import pandas as pd
 from echo.anatomy import QUALITIES
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES
-from echo.paths import PAPER_RESULTS, STAGES, atomic, read_json, write_csv
+from echo.paths import PAPER_RESULTS, STAGES, read_json, write_csv, write_text
 from echo.statistics import bland_altman, differences, summary
 
 # The main rows of the experiment, and what readers call them; other rows go by their own name.
@@ -226,8 +226,7 @@ def write_tables(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path, seed
         files[f"{name}.csv"], files[f"{name}.md"] = made.to_csv(), markdown(made) + "\n"
         files[f"{name}.tex"] = made.reset_index().to_latex(index=False, escape=True).replace("±", r"$\pm$")
     for name, text in files.items():
-        with atomic(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def trace(folder: Path, number: int, row: str, column: str) -> str:
@@ -304,6 +303,4 @@ def write_readme(readme: Path, folder: Path) -> None:
     begin, end = f"<!-- results {folder.name} -->\n", "\n<!-- end -->"
     before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
     if found:
-        with atomic(readme) as temporary:
-            text = before + begin + readme_block(folder) + end + rest.partition(end)[2]
-            temporary.write_text(text, encoding="utf-8")
+        write_text(readme, before + begin + readme_block(folder) + end + rest.partition(end)[2])

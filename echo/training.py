@@ -195,14 +195,20 @@ def train(
         SummaryWriter(folder / "tensorboard", purge_step=start + 1) if is_main else nullcontext() as writer,
         tqdm(total=config.steps, initial=start, desc="diffusion", unit="step", disable=not is_main) as bar,
     ):
+        own = range(accelerator.process_index, parts, ranks)
+        batches = (
+            draw_batch(training, config, profile.unet.in_channels, seed, step, part, parts)
+            for step in range(start, last)
+            for part in own
+        )
+        batch = next(batches, None)
         for step in range(start, last):
             total = torch.zeros((), device=accelerator.device)
             for k in range(rounds):
-                part = accelerator.process_index + k * ranks
-                batch = draw_batch(training, config, profile.unet.in_channels, seed, step, part, parts)
                 with accelerator.no_sync(unet) if k < rounds - 1 else nullcontext():
                     loss = batch_loss(unet, schedule, batch, config, accelerator) / rounds
                     accelerator.backward(loss)
+                batch = next(batches, None)  # while a GPU still works on this one
                 total += loss.detach()
             norm = accelerator.clip_grad_norm_(raw.parameters(), config.gradient_clip)
             value, norm, leave = agreed(total, norm, float(stop.is_set()))

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import nbformat
 
-from echo.paths import REPOSITORY, atomic
+from echo.paths import REPOSITORY, write_text
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 
@@ -86,8 +86,7 @@ def write_badges(folder: Path) -> list[Path]:
         notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
         text = nbformat.writes(add_badge(notebook, path.stem, repository_address())) + "\n"
         if text != path.read_text():
-            with atomic(path) as temporary:
-                temporary.write_text(text)
+            write_text(path, text)
             changed.append(path)
     return changed
 

@@ -96,6 +96,7 @@ def test_a_cell_is_trained_again_only_when_what_it_depends_on_changes(monkeypatc
         painters.append(folder.parent.name)
 
     monkeypatch.setattr(grid, "train_segmenter", train)
+    monkeypatch.setattr(grid, "load_segmenter", lambda *_: None)
     monkeypatch.setattr(grid, "train_generator", lambda *_: None)
     monkeypatch.setattr(grid, "generate", paint)
     cells = [

@@ -38,6 +38,25 @@ def test_stage_resumes_and_starts_over(tmp_path):
     assert not paths.begin(stage, "c", parts=True)
 
 
+def test_a_kill_while_a_stage_is_removed_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    stage = tmp_path / "stage"
+    paths.begin(stage, "a")
+    (stage / "checkpoint.pt").touch()
+    paths.finish(stage)
+
+    def killed(path, ignore_errors=False):
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(paths.shutil, "rmtree", killed)
+        paths.begin(stage, "b")
+    assert paths.begin(stage, "b")
+    assert not (stage / "checkpoint.pt").exists()
+    assert paths.begin(stage, "c")  # what the kill left is in nobody's way
+    assert [p.name for p in tmp_path.iterdir()] == ["stage"]
+
+
 def test_digest_tells_values_apart():
     assert paths.digest(1, {"a": 2}) == paths.digest(1, {"a": 2})
     assert len({paths.digest(x) for x in (1, 2, "1", [1], {"a": 1}, None)}) == 6

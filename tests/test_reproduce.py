@@ -139,7 +139,7 @@ def study(finished, tmp_path, monkeypatch):
     return run
 
 
-def test_sampler_and_quality_start_from_a_finished_run(study):
+def test_sampler_and_quality_start_from_a_finished_run(study, monkeypatch):
     copy = study("sampler", "sampler_study")
     table = pd.read_csv(copy / "sampler_study" / "settings.csv")
     assert set(table["sampler"]) == {"ddim", "dpm++", "unipc", "heun", "ddpm"}
@@ -148,6 +148,11 @@ def test_sampler_and_quality_start_from_a_finished_run(study):
     assert all((copy / "figures" / f"{name}.png").exists() for name in names)
     assert read_json(copy / "manifest.json")["stages"]["sampler"]["finished"]
 
+    run = reproduce.open_run("smoke", "phantom", str(copy), 3, recompute=True)
+    assert reproduce.is_current(run, "quality")
+    monkeypatch.setenv("ECHO_INCEPTION", "weights.pth")  # FID is asked for, which the finished study has not
+    assert not reproduce.is_current(run, "quality")
+    monkeypatch.delenv("ECHO_INCEPTION")
     shutil.rmtree(copy / "image_quality")
     study("quality", "image_quality")
     found = {p.stem for p in (copy / "image_quality").glob("*.csv")}
