@@ -134,12 +134,13 @@ def train_cell(
     inputs, source = read_json(painted / "inputs.json"), painted
     if cell.generator != "run":
         inputs = digest(inputs, seed, profile.grid.own_steps)
-        source = segmenters.with_name("generators") / cell.generator.replace(" ", "-")
-        begin(source, inputs)
-        source = other_generator(cell.generator, profile, *real, source, seed)
     begin(folder, digest(inputs, seed, repr(cell), repr(replace(config, seeds=1))))
     if (folder / "model.safetensors").exists():
         return load_segmenter(config, folder)
+    if cell.generator != "run":
+        source = segmenters.with_name("generators") / cell.generator.replace(" ", "-")
+        begin(source, inputs)
+        source = other_generator(cell.generator, profile, *real, source, seed)
     sets, validation, start = [], None, None
     if cell.synthetic and not cell.finetuned:
         synthetic = [load_synthetic(source, split, cell.drop_worst) for split in ("training", "validation")]

@@ -130,7 +130,7 @@ def segmenter_folder(run: Run, row: str, seed: int) -> Path:
 
 def segmentation_stage(run: Run) -> None:
     """Train the segmenters of the main table: each row, each seed."""
-    with stage(run, "segmentation") as work:
+    with stage(run, "segmentation", parts=True) as work:
         if work:
             cells, painted = grid.main_cells(run.profile, run.seed), home_of(run, "generation")
             grid.train_cells(cells, run.profile, data_stage(run), painted, run.folder / "segmenter", run.seed)
@@ -189,7 +189,7 @@ def image_quality_stage(run: Run) -> None:
 
 def grid_stage(run: Run) -> None:
     """Train what the experiment grid has beside the main table, one cell after the other; then score it, once."""
-    with stage(run, "grid") as work:
+    with stage(run, "grid", parts=True) as work:
         if work:
             painted, folder = home_of(run, "generation"), home_of(run, "grid")
             cells, segmenters = grid.study_cells(run.profile, run.seed), folder / "segmenters"
@@ -219,9 +219,8 @@ class NotebookError(RuntimeError):
     """A notebook failed; the message is one line."""
 
 
-def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str | None = None) -> Path:
-    """Execute the notebooks of all stages and of the images' quality, or of one stage or study, into a run folder, and
-    return it.
+def execute(notebook: str, output: Path, parameters: dict) -> None:
+    """Execute a notebook by papermill into the file `output`.
 
     Raises:
         NotebookError: naming the notebook, the cell and the file that holds the partial output.
@@ -230,6 +229,35 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
+    # Sockets in a folder of their own: no port to clash with, or to listen on.
+    with tempfile.TemporaryDirectory(prefix="echo-") as sockets:
+        try:
+            papermill.execute_notebook(
+                REPOSITORY / "notebooks" / f"{notebook}.ipynb",
+                output,
+                parameters,
+                kernel_name="python3",
+                cwd=REPOSITORY / "notebooks",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                config=Config({"KernelManager": {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}}),
+            )
+        except papermill.PapermillExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+            message = f"notebook {notebook} failed in its cell {error.exec_count}: {reason}; see {output}"
+            raise NotebookError(message) from None
+        except DeadKernelError:
+            message = f"notebook {notebook}: its kernel died (out of memory?); see {output}"
+            raise NotebookError(message) from None
+
+
+def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str | None = None) -> Path:
+    """Execute the notebooks of all stages and of the images' quality, or of one stage or study, into a run folder, and
+    return it.
+
+    Raises:
+        NotebookError: as `execute` does, at the first notebook that fails.
+    """
     opened = open_run(profile, data, run, seed, recompute=True)
     if opened.data != "phantom":
         camus.open_camus(opened.data)  # a wrong path fails before any notebook starts
@@ -244,34 +272,14 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
         "seed": seed,
         "recompute": True,
     }
-    # Sockets in a folder of their own: no port to clash with, or to listen on.
-    with tempfile.TemporaryDirectory(prefix="echo-") as sockets:
-        kernel = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}})
-        for name in [only] if only else [*STAGES, "quality"]:
-            notebook = (STAGES | STUDIES)[name][1]
-            output = target / f"{notebook}.ipynb"
-            if name != "data":
-                inputs_of(opened, name)  # a missing earlier stage is named before the notebook starts
-            if is_current(opened, name) and executed_well(output):
-                print(f"== {name}: finished, skipped", flush=True)
-                continue
-            print(f"== {name}: notebook {notebook}", flush=True)
-            try:
-                papermill.execute_notebook(
-                    REPOSITORY / "notebooks" / f"{notebook}.ipynb",
-                    output,
-                    parameters,
-                    kernel_name="python3",
-                    cwd=REPOSITORY / "notebooks",
-                    progress_bar=False,
-                    stderr_file=sys.stderr,
-                    config=kernel,
-                )
-            except papermill.PapermillExecutionError as error:
-                reason = f"{error.ename}: {error.evalue}".splitlines()[0]
-                message = f"notebook {notebook} failed in its cell {error.exec_count}: {reason}; see {output}"
-                raise NotebookError(message) from None
-            except DeadKernelError:
-                message = f"notebook {notebook}: its kernel died (out of memory?); see {output}"
-                raise NotebookError(message) from None
+    for name in [only] if only else [*STAGES, "quality"]:
+        notebook = (STAGES | STUDIES)[name][1]
+        output = target / f"{notebook}.ipynb"
+        if name != "data":
+            inputs_of(opened, name)  # a missing earlier stage is named before the notebook starts
+        if is_current(opened, name) and executed_well(output):
+            print(f"== {name}: finished, skipped", flush=True)
+            continue
+        print(f"== {name}: notebook {notebook}", flush=True)
+        execute(notebook, output, parameters)
     return opened.folder

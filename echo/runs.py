@@ -141,18 +141,18 @@ def inputs_of(run: Run, name: str) -> str:
 
 
 @contextmanager
-def stage(run: Run, name: str, product: str = "") -> Iterator[bool]:
+def stage(run: Run, name: str, product: str = "", parts: bool = False) -> Iterator[bool]:
     """Work on a stage: yields whether there is any; times it, and enters it into the manifest.
 
     Where several processes work on it together, the first keeps the books. Where each works by itself, each does, and
-    the stage is finished once it has its `product`, a file; their seconds add up.
+    the stage is finished once it has its `product`, a file; their seconds add up. `parts` is for `begin`.
     """
     rank, _processes = launched() or (0, 1)
     is_main = bool(product) or rank == 0
     clock = time.perf_counter()  # the phantom is made while the data stage asks for its inputs
     folder = home_of(run, name)
     with only_one(run):
-        work = begin(folder, inputs_of(run, name), parts=name in ("segmentation", "grid"))  # segmenters
+        work = begin(folder, inputs_of(run, name), parts)
     if not work:
         yield False
         return

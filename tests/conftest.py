@@ -79,3 +79,12 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def closed_figures():
+    """No figure outlives its test."""
+    from matplotlib import pyplot
+
+    yield
+    pyplot.close("all")

@@ -1,6 +1,5 @@
 from itertools import product
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,11 +7,7 @@ import pytest
 from echo import charts, figures
 from echo.labels import STRUCTURES
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def tidy_scores(rows) -> pd.DataFrame:

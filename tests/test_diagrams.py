@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -10,11 +9,7 @@ from echo.config import GPU, LAPTOP, PAPER
 from echo.diffusion import build_unet
 from echo.unet import SemanticUNet, SpadeResBlock
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def check_texts(figure) -> None:

@@ -4,11 +4,7 @@ import pytest
 
 from echo import figures
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def test_every_figure_draws_and_saves(frames, tmp_path):
