@@ -43,14 +43,14 @@ test-browser: $(READY)
 
 # The published computation against ours, on this machine; nothing else should run beside it.
 bench: $(READY)
-	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m tools.bench
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # README and notebooks as static pages: open _site/index.html, or serve the folder from anywhere.
 site: $(READY)
-	$(BIN)/python -m pages.site
+	$(BIN)/python -m tools.site
 
 # Execute the committed notebooks in place, after a change to one or to results/.
 notebooks: $(READY)
@@ -60,7 +60,7 @@ notebooks: $(READY)
 
 # Colab's badge and bootstrap cell into every notebook; run `make notebooks` when a cell is new.
 badges: $(READY)
-	$(BIN)/python -m pages.badges
+	$(BIN)/python -m tools.badges
 
 # uv keeps what requirements.lock pins, where it can. torch's own CUDA packages come with torch, where it wants them.
 lock: $(READY)

@@ -59,7 +59,9 @@ class AugmentationConfig:
     shear_deg: float = 5.0
     elastic_points: int = 10
     elastic_displacement: float = 30 / 256  # 30 px
-    shape_model: float = 0.0  # share of the maps drawn from a shape model (echo.shapes) instead; not in the paper
+    shape_model: float = (
+        0.0  # share of the maps drawn from a shape model (reproduction.synthesis.shapes) instead; not in the paper
+    )
 
 
 @dataclass(frozen=True)

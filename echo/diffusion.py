@@ -10,9 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echo.config import VIEW_PHASES, Profile
-from echo.unet import SemanticUNet
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -145,13 +142,3 @@ def diffusion_loss(
     # The released code counts L_vlb over T terms and divides by 1000: T / 1000 each, 1 for T = 1000.
     vlb = variational_bound(schedule, output, x_0, x_t, t)
     return simple + 0.001 * vlb
-
-
-def build_unet(profile: Profile) -> SemanticUNet:
-    """The profile's network; its weights come from torch's global generator."""
-    unet = profile.unet
-    return SemanticUNet(
-        image_size=profile.image_size,
-        num_classes=0 if profile.per_view_phase else len(VIEW_PHASES),
-        **{name: getattr(unet, name) for name in unet.__dataclass_fields__},
-    )

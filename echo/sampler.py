@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -12,8 +13,12 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
+from numpy.typing import NDArray
 from torch import Tensor
 
+from echo.config import Profile
+from echo.device import autocast, tune_cpu
+from echo.labels import one_hot
 from echo.unet import SemanticUNet
 
 SCHEDULERS = ("ddim", "dpm++", "unipc", "heun", "ddpm")
@@ -134,3 +139,56 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
                     guess = step.pred_original_sample if "pred_original_sample" in step else scheduler.model_outputs[-1]
                     guesses.append(guess.cpu())
         return ((x + 1) / 2).clamp(0, 1).cpu()
+
+
+def paint(
+    unet: SemanticUNet,
+    profile: Profile,
+    sdm_labels: NDArray[np.uint8],
+    class_labels: NDArray,
+    seeds: list[int],
+    **options,
+) -> NDArray[np.uint8]:
+    """Echoes uint8 (B, S, S) for SDM label maps (B, S, S), sampled as the profile says.
+
+    Args:
+        class_labels: places in `config.VIEW_PHASES` (B,).
+        seeds: one for each image.
+        options: `scheduler`, `num_inference_steps`, `guidance_scale`, to depart from the profile; `trajectory`,
+            `guesses`, to watch the sampler (`echo.sampler`).
+    """
+    tune_cpu()
+    generation, training = profile.generation, profile.training
+    name = options.pop("scheduler", generation.scheduler)
+    scheduler = make_scheduler(
+        name, training.prediction_type, profile.unet.learned_variance, training.num_train_timesteps
+    )
+    pipeline = SemanticDiffusionPipeline(unet, scheduler)
+    settings = {
+        "num_inference_steps": generation.num_inference_steps,
+        "guidance_scale": generation.guidance_scale,
+    } | options
+    labels = torch.tensor(np.asarray(class_labels).tolist())
+    with autocast(training.precision, unet.device):
+        images = pipeline(one_hot(sdm_labels), labels, seeds=seeds, **settings)
+    return (images.mean(1) * 255).round().to(torch.uint8).numpy()
+
+
+def paint_all(
+    models: dict[int, SemanticUNet],
+    profile: Profile,
+    sdm_labels: np.ndarray,
+    classes: np.ndarray,
+    seeds: np.ndarray,
+    **options,
+) -> np.ndarray:
+    """Echoes uint8 (N, S, S) for SDM label maps of any views and phases, as `generate.paint`, in batches."""
+    painted, size = np.zeros_like(sdm_labels), profile.generation.batch_size
+    for class_label in np.unique(classes):
+        places = np.flatnonzero(classes == class_label)
+        for first in range(0, len(places), size):
+            take = places[first : first + size]
+            seeds_taken = seeds[take].tolist()
+            model = models[class_label]
+            painted[take] = paint(model, profile, sdm_labels[take], classes[take], seeds_taken, **options)
+    return painted

@@ -1,4 +1,4 @@
-"""The segmentation network: a MONAI U-Net from echo to label map, its training, and its one scoring on test frames."""
+"""The segmentation network: a MONAI U-Net from echo to label map, and its training."""
 
 from pathlib import Path
 
@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
-from echo.camus import Camus
-from echo.clinical import patient_volumes
 from echo.config import Profile, SegmenterConfig
-from echo.dataset import Frames
 from echo.device import autocast, data_workers, get_device, tune_cpu
+from echo.dice import frame_dice
+from echo.frames import Frames
 from echo.labels import NUM_CAMUS
-from echo.metrics import frame_dice, frame_scores, largest_components
-from echo.paths import atomic, write_csv
 from echo.progress import tqdm
+from echo.resume import atomic, write_csv
 
 
 def build_segmenter(config: SegmenterConfig) -> UNet:
@@ -259,34 +257,3 @@ def load_segmenter(config: SegmenterConfig, folder: Path) -> UNet:
     network = build_segmenter(config)
     network.load_state_dict(load_file(weights))
     return network.to(get_device(), memory_format=torch.channels_last).eval()
-
-
-def score(
-    network: UNet, camus: Camus, patients: list[str], size: int, flip: bool = False
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of every real frame of some patients, measured on the label's own pixel grid, and the patients' volumes.
-
-    Args:
-        size: side of the images that the network was trained on.
-        flip: as `predict` takes it.
-
-    Returns:
-        Scores: one row a frame, structure and processing: patient, view, phase, quality, and the columns of
-        `metrics.frame_scores`. Volumes: one row a patient: patient, `clinical.patient_volumes` of the predictions
-        (edv_ml, esv_ml, ef) and of the expert's labels (expert_edv_ml, expert_esv_ml, expert_ef), each after
-        `metrics.largest_components`, and release_ef, the EF in % that the data set itself states.
-    """
-    scores, volumes = [], []
-    for patient in tqdm(patients, desc="scoring", unit="patient"):
-        predicted, expert = {}, {}
-        for _patient, view, phase in camus.keys([patient]):
-            frame = camus.frame(patient, view, phase)
-            prediction = predict(network, frame.resized(size).image[None], frame.label.shape, flip=flip)[0]
-            facts = {"patient": patient, "view": view, "phase": phase, "quality": frame.quality}
-            table = frame_scores(prediction, frame.label, frame.spacing_mm)
-            scores.append(pd.DataFrame(facts, index=table.index).join(table))
-            predicted[view, phase] = largest_components(prediction), frame.spacing_mm
-            expert[view, phase] = largest_components(frame.label), frame.spacing_mm
-        labelled = {f"expert_{name}": value for name, value in patient_volumes(expert).items()}
-        volumes.append({"patient": patient} | patient_volumes(predicted) | labelled | {"release_ef": frame.ef})
-    return pd.concat(scores, ignore_index=True), pd.DataFrame(volumes)

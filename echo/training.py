@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from echo.config import Profile, TrainingConfig
-from echo.dataset import Frames
 from echo.device import get_device, supported_precision, tune_cpu
-from echo.diffusion import Schedule, build_unet, cosine_schedule, diffusion_loss, q_sample
+from echo.diffusion import Schedule, cosine_schedule, diffusion_loss, q_sample
+from echo.frames import Frames
 from echo.labels import one_hot
-from echo.paths import atomic, write_csv
 from echo.progress import tqdm
-from echo.unet import SemanticUNet
+from echo.resume import atomic, write_csv
+from echo.unet import SemanticUNet, build_unet
 
 
 def draw_batch(

@@ -19,6 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from echo.config import VIEW_PHASES, Profile
 from echo.spade import GroupNorm, LabelPatches, SpadeGroupNorm, held, modulated
 
 
@@ -370,3 +371,13 @@ def _released_config(state: dict[str, Tensor], image_size: int, head_channels: i
         "head_channels": head_channels,
         "spade_hidden": hidden,
     }
+
+
+def build_unet(profile: Profile) -> SemanticUNet:
+    """The profile's network; its weights come from torch's global generator."""
+    unet = profile.unet
+    return SemanticUNet(
+        image_size=profile.image_size,
+        num_classes=0 if profile.per_view_phase else len(VIEW_PHASES),
+        **{name: getattr(unet, name) for name in unet.__dataclass_fields__},
+    )

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from echo.config import SMOKE, Profile
-from echo.dataset import Frames, open_data, prepare, read_frames
-from echo.diffusion import build_unet
-from echo.paths import read_json, write_json
-from echo.unet import SemanticUNet
+from echo.frames import Frames
+from echo.resume import read_json, write_json
+from echo.unet import SemanticUNet, build_unet
+from reproduction.datasets.prepare import open_data, prepare, read_frames
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -16,7 +16,8 @@ from conftest import REPOSITORY
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from echo import __version__, reproduce
+from echo import __version__
+from reproduction.runs.run import STAGES, STUDIES, check_parameters
 
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"profile": "laptop", "data": "phantom", "run": "", "seed": 0, "recompute": False}
@@ -33,7 +34,7 @@ def code_cells(notebook):
 
 
 def test_every_stage_has_its_notebook():
-    assert {name for _folder, name in (reproduce.STAGES | reproduce.STUDIES).values()} <= {p.stem for p in PATHS}
+    assert {name for _folder, name in (STAGES | STUDIES).values()} <= {p.stem for p in PATHS}
     readme = (REPOSITORY / "README.md").read_text()
     assert all(f"notebooks/{p.name}" in readme for p in PATHS)
 
@@ -54,7 +55,7 @@ def test_fixed_opening(notebook, request):
 
 
 def test_parameters_that_reproduce_gives_exist():
-    for _folder, name in (reproduce.STAGES | reproduce.STUDIES).values():
+    for _folder, name in (STAGES | STUDIES).values():
         known = papermill.inspect_notebook(REPOSITORY / "notebooks" / f"{name}.ipynb")
         assert set(PARAMETERS) <= set(known)
 
@@ -63,7 +64,7 @@ def test_parameters_that_reproduce_gives_exist():
 def test_papermills_parameters_are_checked(path):
     def check(**parameters):
         cells = parameterize_notebook(load_notebook_node(str(path)), parameters, kernel_name="python3").cells
-        reproduce.check_parameters([c.source for c in cells if c.cell_type == "code"])
+        check_parameters([c.source for c in cells if c.cell_type == "code"])
 
     good = PARAMETERS | OWN_PARAMETERS.get(path.stem, {})
     check(**good)

@@ -1,0 +1,272 @@
+"""The command line: `python -m echo --help`."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from echo.config import PROFILES
+from reproduction import RESULTS
+from reproduction.runs.run import STAGES, STUDIES
+
+app = typer.Typer(
+    help="Echo from Noise: from raw echocardiograms to the Dice table.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
+Stage = StrEnum("Stage", list(STAGES))
+
+
+StudyName = StrEnum("StudyName", {"sampler": "sampler", "editing": "editing", "quality": "quality", "grid": "tables"})
+Source = StrEnum("Source", {"camus": "camus", "weights": "released-weights"})
+ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
+DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')]
+RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
+SetArgument = Annotated[Path, typer.Argument(help="A finished synthetic set: runs/NAME/synthetic.")]
+DropOption = Annotated[float, typer.Option(help="Leave out the worst so many %, after `fidelity`.")]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What a user can mend is one line and exit status 1; an interruption is 130."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        typer.echo(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            from reproduction.runs.notebooks import NotebookError
+
+            if not isinstance(error, NotebookError):
+                raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def stop_kernels_too() -> None:
+    """SIGTERM ends a notebook's kernel too, as Ctrl-C does, which a shell's background jobs start out ignoring."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+
+
+@app.command()
+def reproduce(
+    profile: ProfileOption = ProfileName.laptop,
+    data: DataOption = "phantom",
+    run: RunOption = "",
+    seed: SeedOption = 0,
+    only: Annotated[Stage | None, typer.Option(help="One stage alone; those before it must be finished.")] = None,
+) -> None:
+    """Run the notebooks from raw frames to the Dice table. Called again, it resumes: finished stages are skipped."""
+    from reproduction.runs import notebooks, run
+    from reproduction.runs.publish import summary
+
+    stop_kernels_too()
+    with plain_errors():
+        folder = notebooks.reproduce(profile.value, data, run, seed, only.value if only else None)
+    if only in (None, Stage.tables):
+        typer.echo(summary(folder))
+
+
+@app.command()
+def study(
+    name: Annotated[
+        StudyName,
+        typer.Argument(
+            help="sampler: steps and guidance (notebook 06); editing: do images follow edits (07); "
+            "quality: synthetic against real images (08); "
+            "tables: the experiment grid, fewer patients and fewer images (09)."
+        ),
+    ],
+    profile: ProfileOption = ProfileName.laptop,
+    data: DataOption = "phantom",
+    run: RunOption = "",
+    seed: SeedOption = 0,
+) -> None:
+    """Run a study's notebook on a finished run. Called again, it resumes."""
+    from reproduction.runs import notebooks
+
+    stop_kernels_too()
+    with plain_errors():
+        folder = notebooks.reproduce(profile.value, data, run, seed, name.name)
+    typer.echo(folder / STUDIES[name.name][0])
+
+
+@app.command()
+def train(
+    profile: ProfileOption = ProfileName.laptop, data: DataOption = "phantom", run: RunOption = "", seed: SeedOption = 0
+) -> None:
+    """Train the diffusion model without a notebook, preparing its data first. Called again, it resumes.
+
+    On several GPUs: torchrun --standalone --nproc_per_node N -m -- echo train ...
+    """
+    from echo.device import launched
+    from reproduction.runs import stages
+    from reproduction.runs.run import open_run
+
+    with plain_errors():
+        opened = open_run(profile.value, data, run, seed, recompute=True)
+        stages.diffusion_stage(opened)
+    rank, _processes = launched() or (0, 1)
+    if rank == 0:
+        typer.echo(opened.folder / "diffusion")
+
+
+@app.command()
+def trace(
+    table: Annotated[int, typer.Argument(help="1 (Dice), 2 (by view, phase, quality) or 3 (mm, volumes, EF).")],
+    row: Annotated[str, typer.Argument(help='Such as "LV endo"; an unknown one lists those there are.')],
+    column: Annotated[str, typer.Argument(help="A training set, such as synthetic-only.")],
+    run: Annotated[Path, typer.Option(help="A run folder, or its extract in results/.")] = RESULTS / "laptop-phantom",
+) -> None:
+    """Where a number in a table comes from: its run, files, columns and command; and the number, computed again."""
+    from reproduction.runs.trace import trace as origin
+
+    with plain_errors():
+        typer.echo(origin(run.resolve(), table, row, column))
+
+
+@app.command()
+def generate(
+    profile: ProfileOption = ProfileName.laptop,
+    data: DataOption = "phantom",
+    run: RunOption = "",
+    seed: SeedOption = 0,
+    shard: Annotated[
+        str, typer.Option(help="k/N: every N-th batch from the k-th on. Under torchrun: its rank.", show_default=False)
+    ] = "",
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Another number of training images, as a set of its own: synthetic-IMAGES in the run."
+        ),
+    ] = None,
+) -> None:
+    """Paint the synthetic set of a run whose diffusion model is trained. Called again, it resumes.
+
+    The set is the same bit for bit however it is divided: by --shard over independent jobs, in any order, or by
+    torchrun --standalone --nproc_per_node N -m -- echo generate ...
+    """
+    from dataclasses import replace
+
+    from echo.device import launched
+    from reproduction.runs import stages
+    from reproduction.runs.run import home_of, open_run
+
+    with plain_errors():
+        k, n = parse_shard(shard) if shard else launched() or (0, 1)
+        opened = open_run(profile.value, data, run, seed, recompute=True)
+        folder = home_of(opened, "generation")
+        if images:
+            folder = opened.folder / f"synthetic-{images}"
+            changed = replace(opened.profile, generation=replace(opened.profile.generation, images=images))
+            stages.paint_set(replace(opened, profile=changed), folder, (k, n))
+        else:
+            stages.generation_stage(opened, (k, n))
+    complete = (folder / "manifest.csv").exists()
+    typer.echo(folder if complete else f"{folder}: shard {k}/{n} is painted, others are not")
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """(k, N) of "k/N"."""
+    k, slash, n = shard.partition("/")
+    if not (slash and k.isdigit() and n.isdigit()):
+        raise ValueError(f"--shard is k/N, such as 0/4, not {shard!r}")
+    return int(k), int(n)
+
+
+@app.command()
+def verify(
+    folder: SetArgument,
+    regenerate: Annotated[list[str], typer.Option(help="Paint this image again (an id; may be repeated).")] = [],  # noqa: B006
+    sample: Annotated[int, typer.Option(help="Paint so many images again, drawn at random.")] = 0,
+    seed: SeedOption = 0,
+) -> None:
+    """Hash a synthetic set again: a line for each file that is missing, changed or too many; exit status 1 on any.
+
+    An image painted again must be the same bit for bit, on the device that painted the set.
+    """
+    from reproduction.runs.publish import check_set
+
+    with plain_errors():
+        faults = check_set(folder.resolve(), regenerate, sample, seed)
+    typer.echo("\n".join(faults) if faults else f"{folder}: every file is what was written")
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def fidelity(folder: SetArgument) -> None:
+    """Score how well each image shows its label map, by the run's segmenter trained on real images: fidelity.csv."""
+    from reproduction.runs import stages
+
+    with plain_errors():
+        table = stages.score_fidelity(folder.resolve())
+    typer.echo(f"{folder / 'fidelity.csv'}: mean Dice {100 * table['mean'].mean():.1f} %")
+
+
+@app.command()
+def export(
+    folder: SetArgument,
+    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    drop_worst: DropOption = 0.0,
+) -> None:
+    """Write a synthetic set in CAMUS's NIfTI layout, for any tool that reads CAMUS; the testing list is empty."""
+    from reproduction.synthesis.synthetic_set import export_camus
+
+    with plain_errors():
+        left_out = export_camus(folder, target, drop_worst)
+    typer.echo(f"{target}: written; {left_out} images without a partner of each view and phase are left out")
+
+
+@app.command()
+def publish(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) -> None:
+    """Copy the committable extract of a run (numbers, logs, manifest; phantom weights and figures)."""
+    from reproduction.runs.publish import publish as copy_extract
+
+    with plain_errors():
+        typer.echo("\n".join(map(str, copy_extract(run.resolve()))))
+
+
+@app.command()
+def fetch(
+    source: Annotated[
+        Source, typer.Argument(help="camus: its NIfTI release; released-weights: what the paper's authors released.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put it.")],
+    accept_license: Annotated[bool, typer.Option("--accept-license", help="CAMUS's: CC BY-NC-SA 4.0.")] = False,
+    url: Annotated[
+        str, typer.Option(help="A mirror; by default the addresses in reproduction/datasets/fetch.py.")
+    ] = "",
+) -> None:
+    """Download CAMUS, and open every frame once; or the authors' weights. Called again, it goes on."""
+    from reproduction.datasets import fetch as download
+
+    with plain_errors():
+        if source is Source.weights:
+            found = download.fetch_weights(folder, url or download.WEIGHTS_URL)
+            typer.echo("\n".join(map(str, found)) or f"{folder}: the record holds no checkpoint (*.pt)")
+        elif accept_license:
+            typer.echo(download.describe(download.fetch_camus(folder, url or download.CAMUS_URL)))
+        else:
+            raise ValueError(download.CAMUS_LICENCE)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="A run folder, of a run under way or finished.")]) -> None:
+    """Print how far each stage is, how fast it goes, and its last losses: from the run's files alone."""
+    from reproduction.runs.status import status as look
+
+    with plain_errors():
+        typer.echo(look(run).to_string(index=False))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""Where labelled frames come from: CAMUS, the phantom; and their preparation."""

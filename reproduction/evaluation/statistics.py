@@ -1,0 +1,116 @@
+"""Statistics of scores: means over frames, intervals over patients, paired tests, equivalence, agreement.
+
+A patient's four frames are alike, so patients, not frames, are what is resampled and tested. Scores are tidy: one row
+a frame, structure and processing, as `segmentation.score` returns them, with the columns train and seed before.
+"""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from echo.config import BOOTSTRAP_RESAMPLES, EQUIVALENCE_MARGIN
+from echo.labels import STRUCTURES
+
+
+def bootstrap_interval(values: ArrayLike, patients: ArrayLike, seed: int) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean over values (N,), with whole patients (N,) resampled.
+
+    NaN values are left out; fewer than 2 patients give (NaN, NaN). The interval holds for the networks trained: the
+    spread over training seeds is not in it.
+    """
+    values = pd.Series(np.asarray(values, float), index=np.asarray(patients)).dropna()
+    sums = values.groupby(level=0).agg(["sum", "count"])
+    if len(sums) < 2:
+        return np.nan, np.nan
+    interval = stats.bootstrap(
+        (sums["sum"].to_numpy(), sums["count"].to_numpy()),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
+        n_resamples=BOOTSTRAP_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def summary(rows: pd.DataFrame, column: str, seed: int) -> dict[str, float]:
+    """Of one training set's scores: mean and sd over frames (of each training seed, then averaged, as the paper gives
+    them), the mean's `bootstrap_interval` low and high, seed_sd (sd of the seeds' means; NaN for one seed), and the
+    numbers of frames, patients and seeds. NaN scores are left out."""
+    rows = rows.dropna(subset=column)
+    by_seed = rows.groupby("seed")[column]
+    low, high = bootstrap_interval(rows[column], rows["patient"], seed)
+    return {
+        "mean": by_seed.mean().mean(),
+        "sd": by_seed.std().mean(),
+        "low": low,
+        "high": high,
+        "seed_sd": by_seed.mean().std(),
+        "frames": len(rows[["patient", "view", "phase"]].drop_duplicates()),
+        "patients": rows["patient"].nunique(),
+        "seeds": rows["seed"].nunique(),
+    }
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """p-values (m,) corrected for m tests (Holm 1979, Scand. J. Stat. 6(2):65-70)."""
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return corrected
+
+
+def differences(scores: pd.DataFrame, pairs: list[tuple[str, str]], seed: int) -> pd.DataFrame:
+    """Paired differences in raw Dice between training sets: each pair's first less its second.
+
+    A frame's Dice is averaged over training seeds first. Interval and test hold for the networks trained; how far
+    others may differ is said by seed_se, the standard error that the spread over seeds gives the difference. The test
+    is Wilcoxon's signed-rank over patients' mean differences, two-sided, Holm-corrected over all rows of the table.
+    Equivalent means that the 95 % interval lies within `config.EQUIVALENCE_MARGIN`: two one-sided tests at 2.5 % each.
+
+    Returns:
+        One row a pair and structure: train, reference, structure, patients, difference, low, high and seed_se in Dice
+        points (seed_se is NaN for one seed), p, p_holm, equivalent.
+
+    Raises:
+        ValueError: for a training set without scores.
+    """
+    if unknown := {name for pair in pairs for name in pair} - set(scores["train"]):
+        raise ValueError(f"no scores of {', '.join(sorted(unknown))}: there are {', '.join(scores['train'].unique())}")
+    raw = scores[scores["processing"] == "raw"]
+    frames = 100 * raw.groupby(["structure", "train", "patient", "view", "phase"])["dice"].mean()
+    seeds = (100 * raw.groupby(["structure", "train", "seed"])["dice"].mean()).groupby(level=[0, 1])
+    variance = seeds.var() / seeds.count()
+    rows = []
+    for (train, reference), structure in product(pairs, STRUCTURES):
+        gap = (frames[structure, train] - frames[structure, reference]).dropna()
+        low, high = bootstrap_interval(gap, gap.index.get_level_values("patient"), seed)
+        patients = gap.groupby("patient").mean()
+        p = stats.wilcoxon(patients).pvalue if patients.any() else 1.0
+        row = {"train": train, "reference": reference, "structure": structure, "patients": len(patients)}
+        row |= {"difference": gap.mean(), "low": low, "high": high}
+        row["seed_se"] = np.sqrt(variance[structure, train] + variance[structure, reference])
+        rows.append(row | {"p": p})
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p"])
+    table["equivalent"] = (table["low"] > -EQUIVALENCE_MARGIN) & (table["high"] < EQUIVALENCE_MARGIN)
+    return table
+
+
+def bland_altman(measured: ArrayLike, reference: ArrayLike) -> dict[str, float]:
+    """Agreement of two measurements (N,) of the same patients (Bland and Altman 1986, Lancet 327:307-310).
+
+    Returns:
+        patients (pairs without NaN), bias (mean of measured less reference), low and high (limits of agreement,
+        bias -/+ 1.96 sd), mae (mean absolute difference), r (Pearson).
+    """
+    pairs = pd.DataFrame({"measured": np.asarray(measured, float), "reference": np.asarray(reference, float)}).dropna()
+    gap = pairs["measured"] - pairs["reference"]
+    bias, spread = gap.mean(), 1.96 * gap.std()
+    limits = {"low": bias - spread, "high": bias + spread}
+    r = pairs["measured"].corr(pairs["reference"])
+    return {"patients": len(pairs), "bias": bias, **limits, "mae": gap.abs().mean(), "r": r}

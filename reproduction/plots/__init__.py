@@ -1,0 +1,1 @@
+"""Figures: echoes and label maps, charts of numbers, diagrams, widgets."""

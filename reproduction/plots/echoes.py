@@ -1,0 +1,245 @@
+"""Figures made of echoes and label maps, one function each, returning the matplotlib Figure; one colour a structure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from echo.augment import shape_statistics
+from echo.config import VIEW_PHASES
+from echo.labels import STRUCTURES, to_camus
+from echo.resume import atomic
+from reproduction.evaluation.images import nearest_distances
+
+# Okabe and Ito's palette, safe for colour-blind readers.
+COLOURS = {"LV endo": "#56B4E9", "LV epi": "#E69F00", "LA": "#CC79A7"}
+SDM_COLOURS = ListedColormap(["black", COLOURS["LV endo"], "#4D4D4D", COLOURS["LV epi"], COLOURS["LA"]])
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write `name.png` and `name.pdf`, with no creation date, so that the same figure gives the same bytes."""
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        with atomic(folder / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
+
+
+def show(ax: Axes, image: NDArray, title: str = "", **options) -> None:
+    """An echo or a label map without axes."""
+    ax.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "bicubic"} | options))
+    ax.set(xticks=[], yticks=[])  # invisible, but laid out at a cost
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=9)
+
+
+def show_labels(ax: Axes, sdm_label: NDArray[np.uint8], title: str = "") -> None:
+    """An SDM label map (H, W) in the structures' colours."""
+    show(ax, sdm_label, title, cmap=SDM_COLOURS, vmin=0, vmax=4, interpolation="nearest")
+
+
+def draw_contours(ax: Axes, label: NDArray[np.uint8], **style) -> None:
+    """Contours of the three structures of a CAMUS label map (H, W)."""
+    for name, classes in STRUCTURES.items():
+        mask = np.isin(label, classes)
+        if mask.any():
+            ax.contour(mask, [0.5], colors=COLOURS[name], linewidths=1.2, **style)
+
+
+def structure_legend(figure: Figure) -> None:
+    """The structures' colours, below the figure."""
+    names = {"LV epi": "LV epi (in label maps: the wall)"}
+    handles = [Line2D([], [], color=colour, label=names.get(name, name)) for name, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+
+
+def name_rows(axes: NDArray, *names: str) -> None:
+    """Write what each row of axes (rows, columns) shows beside it, upright."""
+    for ax, name in zip(axes[:, 0], names, strict=True):
+        ax.text(-0.06, 0.5, name, rotation=90, ha="right", va="center", transform=ax.transAxes, fontsize=9)
+
+
+def example_views(frames, rows: list[int]) -> Figure:
+    """Image, label map and contours for some frames (`echo.frames.Frames`), a column each."""
+    figure, axes = plt.subplots(3, len(rows), figsize=(2 * len(rows), 6.4), layout="constrained")
+    for column, row in zip(axes.T, rows, strict=True):
+        facts = frames.index.iloc[row]
+        show(column[0], frames.images[row], f"{facts['view']} {facts['phase']}")
+        show_labels(column[1], frames.sdm_labels[row])
+        show(column[2], frames.images[row])
+        draw_contours(column[2], frames.labels[row])
+    structure_legend(figure)
+    return figure
+
+
+def frame_views(frames, row: int) -> Figure:
+    """Echo, label map and contours of one frame (`echo.frames.Frames`), with what its label map measures."""
+    facts, label = frames.index.iloc[row], frames.labels[row]
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.4), layout="constrained")
+    show(axes[0], frames.images[row], "echo")
+    show_labels(axes[1], frames.sdm_labels[row], "label map")
+    show(axes[2], frames.images[row], "contours")
+    draw_contours(axes[2], label)
+    size = shape_statistics(label, (facts["spacing_row_mm"], facts["spacing_col_mm"]))
+    cm2 = {"cavity": size["LV endo area"], "wall": size["LV myo area"], "atrium": size["LA area"]}
+    areas = ", ".join(f"{name} {area / 100:.1f} cm²" for name, area in cm2.items())
+    figure.suptitle(
+        f"{facts['patient']}, {facts['view']} {facts['phase']}: {areas}; wall {size['wall thickness']:.1f} mm thick",
+        fontsize=9,
+    )
+    structure_legend(figure)
+    return figure
+
+
+def augmented_maps(sources: NDArray[np.uint8], augmented: NDArray[np.uint8]) -> Figure:
+    """SDM label maps of real patients (n, H, W) above augmented versions of them."""
+    n = len(sources)
+    figure, axes = plt.subplots(2, n, figsize=(1.5 * n, 3.2), layout="constrained")
+    for column, source, new in zip(axes.T, sources, augmented, strict=True):
+        show_labels(column[0], source)
+        show_labels(column[1], new)
+    axes[0, 0].set_title("real label map", fontsize=9)
+    axes[1, 0].set_title("augmented", fontsize=9)
+    structure_legend(figure)
+    return figure
+
+
+def label_edits(
+    names: list[str], sdm_labels: NDArray[np.uint8], images: NDArray[np.uint8], predictions: NDArray[np.uint8]
+) -> Figure:
+    """Label maps (n, S, S), a column each; the echoes painted for them; and on these the contours of the label map
+    (dotted) and of what a segmenter finds (CAMUS classes, solid)."""
+    n = len(names)
+    figure, axes = plt.subplots(3, n, figsize=(1.7 * n + 0.2, 5.6), layout="constrained", squeeze=False)
+    for column, name, sdm_label, image, found in zip(axes.T, names, sdm_labels, images, predictions, strict=True):
+        show_labels(column[0], sdm_label, name)
+        show(column[1], image)
+        show(column[2], image)
+        draw_contours(column[2], to_camus(sdm_label), linestyles=":")
+        draw_contours(column[2], found)
+    name_rows(axes, "label map", "painted", "contours")
+    structure_legend(figure)
+    return figure
+
+
+def denoising(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], columns: int = 8) -> Figure:
+    """Some of a sampler's steps, evenly spread, each a column: x_t after it, and x_0 as the network saw it there.
+
+    Args:
+        x_t, x_0: (n, H, W) in [-1, 1], of every step, as `echo.sampler` collects them in `trajectory` and `guesses`.
+        sdm_label: the label map (H, W) that they were painted for; its contours are dotted.
+    """
+    steps = np.linspace(0, len(x_t) - 1, min(columns, len(x_t))).round().astype(int)
+    figure, axes = plt.subplots(2, len(steps), figsize=(1.3 * len(steps), 3.3), layout="constrained", squeeze=False)
+    for column, k in zip(axes.T, steps, strict=True):
+        show(column[0], x_t[k], f"step {k + 1}", vmin=-1, vmax=1)
+        show(column[1], x_0[k], vmin=-1, vmax=1)
+        draw_contours(column[1], to_camus(sdm_label), linestyles=":")
+    name_rows(axes, r"$\mathbf{x}_t$", r"$\hat{\mathbf{x}}_0$")
+    structure_legend(figure)
+    return figure
+
+
+def denoising_step(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], title: str) -> Figure:
+    """One step of `denoising`, large, beside the label map; arrays (H, W)."""
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.4), layout="constrained")
+    show(axes[0], x_t, r"$\mathbf{x}_t$, what the sampler has", vmin=-1, vmax=1)
+    show(axes[1], x_0, r"$\hat{\mathbf{x}}_0$, where the network is heading", vmin=-1, vmax=1)
+    draw_contours(axes[1], to_camus(sdm_label), linestyles=":")
+    show_labels(axes[2], sdm_label, r"$\mathbf{y}$, the label map")
+    figure.suptitle(title, fontsize=10)
+    structure_legend(figure)
+    return figure
+
+
+def real_beside_synthetic(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], frames) -> Figure:
+    """For the same label maps: label map, the real echo, and the echo painted from noise; n columns."""
+    n = len(real)
+    figure, axes = plt.subplots(3, n, figsize=(1.6 * n, 5.2), layout="constrained")
+    for k, column in enumerate(axes.T):
+        facts = frames.index.iloc[k]
+        show_labels(column[0], frames.sdm_labels[k], f"{facts['view']} {facts['phase']}")
+        for ax, image in zip(column[1:], (real[k], synthetic[k]), strict=True):
+            show(ax, image)
+            draw_contours(ax, frames.labels[k], linestyles=":")
+    name_rows(axes, "label map", "real", "synthetic")
+    structure_legend(figure)
+    return figure
+
+
+def blind_pair(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> Figure:
+    """Two echoes (H, W) side by side, without a word about them."""
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.3), layout="constrained")
+    for ax, image in zip(axes, (left, right), strict=True):
+        show(ax, image)
+    return figure
+
+
+def blind_pairs(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], real_left: NDArray[np.bool_]) -> Figure:
+    """Pairs of echoes (n, H, W), a real and a synthetic one, one above the other; below, upside down, which is which.
+
+    Args:
+        real_left: whether the real echo is the left one (n,), here the upper one.
+    """
+    n = len(real)
+    figure, axes = plt.subplots(2, n, figsize=(1.3 * n, 3.2), layout="constrained", squeeze=False)
+    for k, (column, upper) in enumerate(zip(axes.T, real_left, strict=True)):
+        images = (real[k], synthetic[k]) if upper else (synthetic[k], real[k])
+        show(column[0], images[0], f"pair {k + 1}")
+        show(column[1], images[1])
+    places = ["upper" if upper else "lower" for upper in real_left]
+    text = "real:  " + ",  ".join(f"{k} {place}" for k, place in enumerate(places, 1))
+    figure.supxlabel(text, rotation=180, fontsize=8, color="0.4")
+    return figure
+
+
+def synthetic_grid(synthetic, columns: int = 6) -> Figure:
+    """Label maps and the synthetic echoes painted for them, `columns` of each view and phase (Frames)."""
+    figure, axes = plt.subplots(8, columns, figsize=(1.35 * columns, 11.6), layout="constrained")
+    for k, (view, phase) in enumerate(VIEW_PHASES):
+        rows = np.flatnonzero(synthetic.index["class_label"] == k)[:columns]
+        for column, row in enumerate(rows):
+            show_labels(axes[2 * k, column], synthetic.sdm_labels[row])
+            show(axes[2 * k + 1, column], synthetic.images[row])
+        axes[2 * k, 0].set_title(f"{view} {phase}", fontsize=9, loc="left")
+    structure_legend(figure)
+    return figure
+
+
+def segmentations(
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], predictions: NDArray[np.uint8], titles: Sequence[str] = ()
+) -> Figure:
+    """Echoes (n, H, W), six a row at most, with the label's contours (dotted) and the prediction's (solid)."""
+    rows = -(-len(images) // 6)
+    columns = -(-len(images) // rows)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.9 * columns, 2.1 * rows + 0.4), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat[len(images) :]:
+        ax.set_axis_off()
+    titles = titles or [""] * len(images)
+    for ax, image, label, prediction, title in zip(axes.flat, images, labels, predictions, titles, strict=False):
+        show(ax, image, title)
+        draw_contours(ax, label, linestyles=":")
+        draw_contours(ax, prediction)
+    structure_legend(figure)
+    return figure
+
+
+def closest_pairs(images: NDArray[np.uint8], training: NDArray[np.uint8], pairs: int = 6) -> Figure:
+    """Those of the images (N, S, S) that are closest to a training image (M, S, S), above that one: copies, if any.
+
+    Closest is by `relative` distance in grey levels (`metrics.nearest_distances`), which a copy alone makes small.
+    """
+    nearest = nearest_distances(images, training).nsmallest(pairs, "relative")
+    figure, axes = plt.subplots(2, len(nearest), figsize=(1.5 * len(nearest), 3.3), layout="constrained", squeeze=False)
+    for column, row in zip(axes.T, nearest.itertuples(), strict=True):
+        show(column[0], images[row.Index], f"{row.relative:.2f}")
+        show(column[1], training[row.index])
+    name_rows(axes, "image", "nearest in training")
+    figure.suptitle("distance to the nearest training image / mean distance to the nearest 50", fontsize=9)
+    return figure

@@ -1,0 +1,1 @@
+"""What is compared beside the pipeline: training sets, samplers, label edits, image quality."""

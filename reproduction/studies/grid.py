@@ -1,0 +1,214 @@
+"""The experiment grid: every training of a segmenter that the tables compare, declared in one place.
+
+A row of a table is a kind of training set; a cell is one training, a row with one seed.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from monai.networks.nets import UNet
+
+from echo.config import Profile, SegmenterConfig
+from echo.frames import Frames
+from echo.resume import begin, digest, read_json, write_json
+from echo.segmenter import load_segmenter, train_segmenter
+from echo.training import train
+from reproduction.datasets.camus import Camus
+from reproduction.evaluation.segmentation import score
+from reproduction.synthesis.generate import generate, model_groups
+from reproduction.synthesis.synthetic_set import load_synthetic
+
+OWN = "own"  # the generator that is trained on the very patients a cell is
+
+
+def percent(share: float) -> str:
+    """0.125 as "12.5%"."""
+    return f"{100 * share:g}%"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        row: its name in the tables.
+        seed: of the segmenter.
+        real, synthetic: shares of the training patients, and of the synthetic images, that it sees.
+        finetuned: on the synthetic images first, then on the real ones; else on both at once, half a batch each.
+        recipe: "own" is the profile's `segmenter`, "other" its `other_segmenter`.
+        generator: what painted the synthetic images: "run", the run's own; "again", the same with another seed; "own",
+            one that was trained on this cell's patients alone.
+        drop_worst: percentage of the synthetic images left out, by label fidelity (`synthetic_set.filter_worst`).
+    """
+
+    row: str
+    seed: int
+    real: float = 0.0
+    synthetic: float = 0.0
+    finetuned: bool = False
+    recipe: str = "own"
+    generator: str = "run"
+    drop_worst: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{re.sub(r'[^a-z0-9.]+', '-', self.row.lower()).strip('-')}-{self.seed}"
+
+
+def main_cells(profile: Profile, seed: int) -> list[Cell]:
+    """The rows of the main table, each with every seed of its recipe: real only, synthetic only, both, synthetic and
+    then real; and the first two by the other recipe."""
+    other = f"{profile.other_segmenter.recipe} recipe"
+    rows = [
+        Cell("real", 0, real=1.0),
+        Cell("synthetic", 0, synthetic=1.0),
+        Cell("both", 0, real=1.0, synthetic=1.0),
+        Cell("finetuned", 0, real=1.0, synthetic=1.0, finetuned=True),
+        Cell(f"real, {other}", 0, real=1.0, recipe="other"),
+        Cell(f"synthetic, {other}", 0, synthetic=1.0, recipe="other"),
+    ]
+    return [replace(row, seed=seed + k) for row in rows for k in range(recipe(row, profile).seeds)]
+
+
+def study_cells(profile: Profile, seed: int) -> list[Cell]:
+    """What the study of notebook 09 adds: fewer synthetic images, and the best of them; fewer patients, with and
+    without synthetic images of the run's generator, and of one trained on those patients alone; a second seed of the
+    generator."""
+    grid = profile.grid
+    cells = [Cell(f"synthetic {percent(share)}", seed, synthetic=share) for share in grid.synthetic_shares]
+    for worst in grid.drop_worst:
+        cells.append(Cell(f"synthetic, worst {worst:g}% dropped", seed, synthetic=1.0, drop_worst=worst))
+    for share in grid.real_shares:
+        cells.append(Cell(f"real {percent(share)}", seed, real=share))
+        cells.append(Cell(f"real {percent(share)} + synthetic", seed, real=share, synthetic=1.0))
+    for share in grid.own_shares:
+        cells.append(Cell(f"synthetic of {percent(share)}", seed, 0.0, 1.0, generator=f"{OWN} {share}"))
+        cells.append(
+            Cell(f"real {percent(share)} + synthetic of {percent(share)}", seed, share, 1.0, generator=f"{OWN} {share}")
+        )
+    again = Cell("synthetic, generator again", seed, synthetic=1.0, generator="again")
+    cells += [again] * grid.generator_again
+
+    def seeds(cell: Cell) -> int:
+        return grid.few_seeds if cell.real in grid.own_shares or cell.generator.startswith(OWN) else 1
+
+    return [replace(cell, seed=seed + k) for cell in cells for k in range(seeds(cell))]
+
+
+def some_patients(frames: Frames, share: float, seed: int) -> Frames:
+    """The frames of a share of the patients, two at least. Smaller shares are part of larger ones."""
+    patients = np.random.default_rng((seed, 0x9A7)).permutation(frames.index["patient"].unique())
+    chosen = patients[: max(2, round(share * len(patients)))]
+    return frames.select(frames.index["patient"].isin(chosen).to_numpy())
+
+
+def recipe(cell: Cell, profile: Profile) -> SegmenterConfig:
+    """The segmenter of a cell."""
+    return profile.segmenter if cell.recipe == "own" else profile.other_segmenter
+
+
+def train_cell(
+    cell: Cell,
+    profile: Profile,
+    real: tuple[Frames, Frames],
+    painted: Path,
+    segmenters: Path,
+    seed: int,
+) -> UNet:
+    """Train a cell's segmenter, or load it if nothing that it depends on has changed.
+
+    A cell that sees no real image chooses its best epoch on synthetic images too; one with a share of the patients, on
+    that share of the validation patients.
+
+    Args:
+        real: training and validation frames, all of them.
+        painted: the run's synthetic set; its `inputs.json` stands for the data too. What another `Cell.generator`
+            paints is made when it is missing.
+        segmenters: the folder to keep networks in; other generators are kept beside it.
+        seed: of the run; it chooses the patients of a share.
+    """
+    folder, config = segmenters / cell.name, recipe(cell, profile)
+    inputs, source = read_json(painted / "inputs.json"), painted
+    if cell.generator != "run":
+        inputs = digest(inputs, seed, profile.grid.own_steps)
+    begin(folder, digest(inputs, seed, repr(cell), repr(replace(config, seeds=1))))
+    if (folder / "model.safetensors").exists():
+        return load_segmenter(config, folder)
+    if cell.generator != "run":
+        source = segmenters.with_name("generators") / cell.generator.replace(" ", "-")
+        begin(source, inputs)
+        source = other_generator(cell.generator, profile, *real, source, seed)
+    sets, validation, start = [], None, None
+    if cell.synthetic and not cell.finetuned:
+        synthetic = [load_synthetic(source, split, cell.drop_worst) for split in ("training", "validation")]
+        # The plan is sorted by view and phase, so every k-th row is a fair share of each.
+        rows = np.arange(0, len(synthetic[0]), round(1 / cell.synthetic))
+        sets, validation = [synthetic[0].select(rows)], synthetic[1]
+    if cell.finetuned:
+        wanted = replace(cell, real=0.0, finetuned=False)
+        first = next(c for c in main_cells(profile, seed) if replace(c, row=cell.row) == wanted)
+        start = train_cell(first, profile, real, painted, segmenters, seed)
+    if cell.real:
+        sets = [some_patients(real[0], cell.real, seed), *sets]
+        validation = some_patients(real[1], cell.real, seed)
+    profile = replace(profile, segmenter=config)
+    return train_segmenter(profile, sets, validation, folder, cell.seed, f"{cell.row}, seed {cell.seed}", start)
+
+
+def train_cells(
+    cells: list[Cell], profile: Profile, real: tuple[Frames, Frames], painted: Path, segmenters: Path, seed: int
+) -> None:
+    """`train_cell` for each; their names go into `planned.json` first."""
+    write_json(segmenters / "planned.json", [cell.name for cell in cells])
+    for cell in cells:
+        train_cell(cell, profile, real, painted, segmenters, seed)
+
+
+def score_cells(cells: list[Cell], profile: Profile, segmenters: Path, raw: Camus) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score trained segmenters on the real test frames: `segmenter.score`'s tables, with the columns train (the row)
+    and seed before."""
+    parts = []
+    for cell in cells:
+        config = recipe(cell, profile)
+        network = load_segmenter(config, segmenters / cell.name)
+        found = score(network, raw, raw.patients("testing"), profile.image_size, config.flip_test)
+        for table in found:
+            table.insert(0, "train", cell.row)
+            table.insert(1, "seed", cell.seed)
+        parts.append(found)
+    scores, volumes = (pd.concat(found, ignore_index=True) for found in zip(*parts, strict=True))
+    return scores, volumes
+
+
+def train_generator(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> None:
+    """Train the diffusion model, or one for each view and phase, below `folder`; resumes."""
+    groups = model_groups(profile)
+    for group in dict.fromkeys(groups):
+        members = [k for k, name in enumerate(groups) if name == group]
+        parts = (f.select(f.index["class_label"].isin(members).to_numpy()) for f in (training, validation))
+        train(profile, *parts, folder / group, seed)
+
+
+def other_generator(
+    generator: str, profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int
+) -> Path:
+    """Train a `Cell.generator` other than the run's and paint its synthetic set, below `folder`; resumes.
+
+    Returns:
+        The folder of the set.
+    """
+    kind, _, share = generator.partition(" ")
+    if kind == OWN:
+        training, validation = (some_patients(f, float(share), seed) for f in (training, validation))
+        steps = round(profile.training.steps * profile.grid.own_steps)
+        profile = replace(profile, training=replace(profile.training, steps=steps))
+    else:
+        seed += 1
+    if not (folder / "synthetic" / "manifest.csv").exists():
+        train_generator(profile, training, validation, folder / "diffusion", seed)
+        generate(folder / "diffusion", training, validation, profile, folder / "synthetic", seed)
+    return folder / "synthetic"

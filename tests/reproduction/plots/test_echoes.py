@@ -1,0 +1,68 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from reproduction.plots import echoes
+
+pytestmark = pytest.mark.usefixtures("closed_figures")
+
+
+def test_every_figure_draws_and_saves(frames, tmp_path):
+    training = frames["training"]
+    rows = [0, 1, 2]
+    shown = training.select(np.array(rows))
+    drawn = {
+        "example_views": echoes.example_views(training, rows),
+        "frame_views": echoes.frame_views(training, 2),
+        "augmented_maps": echoes.augmented_maps(shown.sdm_labels, shown.sdm_labels),
+        "real_beside_synthetic": echoes.real_beside_synthetic(shown.images, shown.images, shown),
+        "synthetic_grid": echoes.synthetic_grid(training, columns=2),
+        "segmentations": echoes.segmentations(shown.images, shown.labels, shown.labels),
+        "cases": echoes.segmentations(shown.images, shown.labels, shown.labels, ["best", "median", "worst"]),
+        "label_edits": echoes.label_edits(
+            ["one", "two"], *[x[:2] for x in (shown.sdm_labels, shown.images, shown.labels)]
+        ),
+    }
+    for name, figure in drawn.items():
+        echoes.save(figure, tmp_path, name)
+        assert (tmp_path / f"{name}.png").stat().st_size > 2000
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_rows_are_named_beside_the_first_column(frames):
+    shown = frames["training"].select(np.arange(2))
+    axes = echoes.label_edits(["a", "b"], shown.sdm_labels, shown.images, shown.labels).axes
+    assert [[t.get_text() for t in ax.texts] for ax in axes] == [
+        *(["label map"], []),
+        *(["painted"], []),
+        *(["contours"], []),
+    ]
+
+
+def test_segmentations_stand_six_a_row_at_most(frames):
+    shown = frames["training"].select(np.arange(7))
+    axes = echoes.segmentations(shown.images, shown.labels, shown.labels, list("abcdefg")).axes
+    assert [ax.get_title() for ax in axes] == [*"abcdefg", ""]
+    assert len({round(ax.get_position().y0, 3) for ax in axes[:7]}) == 2
+
+
+def test_closest_pairs_begin_with_a_copy(frames):
+    training = frames["training"].images
+    noisy = training[7] + np.random.default_rng(0).normal(0, 3, training[7].shape)
+    images = np.stack([*frames["validation"].images, noisy.clip(0, 255).astype(np.uint8)])
+    axes = echoes.closest_pairs(images, training, pairs=3).axes
+    assert len(axes) == 6
+    assert (axes[0].images[0].get_array() == images[4]).all()
+    assert (axes[3].images[0].get_array() == training[7]).all()
+    titles = [float(ax.get_title()) for ax in axes[:3]]
+    assert titles[0] < 0.5 < titles[1] <= titles[2]
+
+
+def test_contours_follow_the_label(frames):
+    figure, ax = plt.subplots()
+    label = np.zeros((20, 20), np.uint8)
+    label[5:15, 5:15] = 2
+    label[8:12, 8:12] = 1
+    echoes.draw_contours(ax, label)
+    boxes = sorted(tuple(c.get_paths()[0].get_extents().bounds) for c in ax.collections)
+    assert boxes == [(4.5, 4.5, 10, 10), (7.5, 7.5, 4, 4)]  # epi around endo; no atrium, no contour

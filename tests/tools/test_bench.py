@@ -1,0 +1,78 @@
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import torch
+from conftest import REPOSITORY
+from golden import tiny_inputs, tiny_unet
+
+from echo.sampler import SCHEDULERS
+from echo.unet import AttentionBlock
+from tools.baseline import ours, plain
+from tools.bench import AMORTISED, SAMPLING, TRAINING, paper_estimate
+
+
+def test_the_baseline_computes_the_same():
+    unet, inputs = tiny_unet(), tiny_inputs()
+    call = inputs["epsilon"], inputs["t"], inputs["label_map"]
+    with torch.no_grad():
+        fast = unet(*call).sample
+        unet.patchwise = False
+        plain(unet)
+        slow = unet(*call).sample
+        assert type(unet.middle_block[1]) is not AttentionBlock
+        ours(unet)
+        unet.patchwise = None
+        assert torch.equal(fast, unet(*call).sample)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+def test_the_papers_training_fits_80_gb_at_its_batch():
+    one, twelve = paper_estimate(1), paper_estimate(12)
+    assert one["weights_gb"] == twelve["weights_gb"] == pytest.approx(652.2e6 * 22 / 1e9, rel=1e-3)
+    assert twelve["activations_gb"] == pytest.approx(12 * one["activations_gb"])
+    assert 40 < twelve["weights_gb"] + twelve["activations_gb"] < 80
+
+
+def test_quick_bench_measures_every_row():
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.bench", "--quick"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    facts = json.loads(done.stdout[done.stdout.index("\n{") :])
+    assert all(facts[key] > 0 for key in ("training_step_speedup", "sampling_step_speedup", "memory_ratio"))
+    assert set(facts["ceilings_tflops"]) == {
+        f"{kind} {dtype}" for kind in ("matmul", "convolution") for dtype in ("float32", "bfloat16")
+    }
+    for name in (*TRAINING, *SAMPLING, AMORTISED, *SCHEDULERS):
+        assert f"| {name} |" in done.stdout
+
+
+def test_a_notebooks_time_and_memory(tmp_path):
+    def run(source: str) -> subprocess.CompletedProcess:
+        """Measure a notebook of one cell, from a new process: this one's own peak would count."""
+        content = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nbformat.write(content, tmp_path / "a.ipynb")
+        path = str(tmp_path / "a.ipynb")
+        program = f"from tools.notebooks import *; import json; print(json.dumps(measure(Path({path!r}))))"
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+    small, large = (json.loads(run(s).stdout) for s in ("1", 'import time; x = b"1" * 10**9; time.sleep(1)'))
+    assert 0.9 < large["peak_gb"] - small["peak_gb"] < 1.1
+    assert large["seconds"] > 1
+    failed = run("1 / 0")
+    assert failed.stderr.splitlines()[-1] == f"RuntimeError: {tmp_path}/a.ipynb failed"
+    assert "ZeroDivisionError" in failed.stderr
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "results" / "bench").glob("*.json")), ids=lambda p: p.stem)
+def test_the_readme_says_what_was_measured(file):
+    facts = json.loads(file.read_text())
+    table = (REPOSITORY / "README.md").read_text()
+    for row in facts["steps"]:
+        if row["variant"] == "ours":
+            assert f"| {row['network']} | {row['step']} step | {row['speedup']:.1f} x |" in table
+    assert f"{facts['memory_ratio']:.2f} of" in table
