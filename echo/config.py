@@ -1,8 +1,8 @@
 """Every hyper-parameter, in one place: five profiles, from a test of seconds to the paper's own configuration.
 
 The defaults are the paper's (Stojanovski et al. 2023 and its released code). What the compact profiles set differently
-was sized to the machine, taken from common practice, or chosen on validation patients (results/protocol.md says when test
-patients were scored).
+was sized to the machine, taken from common practice, or chosen on validation patients (results/protocol.md says when
+test patients were scored).
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -127,7 +127,7 @@ class GridConfig:
     generator_again: bool = True  # a second seed of the full generator
 
 
-EQUIVALENCE_MARGIN = 2.0  # Dice points within which training sets count as equivalent (when chosen: results/protocol.md)
+EQUIVALENCE_MARGIN = 2.0  # Dice points within which training sets count as equivalent (results/protocol.md)
 BOOTSTRAP_RESAMPLES = 10_000
 
 
