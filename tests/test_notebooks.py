@@ -43,6 +43,8 @@ def test_fixed_opening(notebook, request):
     title, bootstrap, setup = (notebook.cells[k].source for k in range(3))
     assert re.match(r"# \d\d · ", title)
     assert "**Claim.**" in title
+    picture = re.search(r"!\[.{20,}\]\(\.\./figures/\w[\w-]*\.png\)\n\n\*[^\n]+\*\n", title)
+    assert picture, "no picture, with its alternative text and a line of what it shows, before the set-up"
     assert 'find_spec("echo")' in bootstrap  # its text is tests/test_badges.py's subject
     assert setup.startswith("## Set-up")
     imports, parameters = code_cells(notebook)[1:3]
@@ -106,6 +108,32 @@ def test_cells_are_short_and_define_no_method(notebook):
     for cell in code_cells(notebook):
         assert len(cell.source.splitlines()) <= 25
         assert not [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.ClassDef)]
+
+
+LOOPS = {
+    "02_diffusion_training": ("echo.diffusion.q_sample", "echo.spade.SpadeGroupNorm", "echo.training.batch_loss"),
+    "03_generation": ("SemanticDiffusionPipeline",),
+    "04_segmentation": ("echo.segmenter.train_segmenter",),
+    "05_dice_tables": ("echo.dice.frame_dice",),
+}
+
+
+@pytest.mark.parametrize("stem", LOOPS)
+def test_the_loops_on_the_page_equal_the_packages(stem):
+    """Each check printed its difference, and that was zero to the digits shown."""
+    cells = code_cells(nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4))
+    said = "".join(o.text for c in cells for o in c.outputs if o.get("name") == "stdout")
+    for name in LOOPS[stem]:
+        (line,) = [line for line in said.splitlines() if name in line]
+        assert "difference to" in line
+        assert float(line.split(": ")[-1].split(" ")[-1]) == 0
+
+
+def test_what_is_found_is_a_number_or_a_picture(notebook):
+    """No cell reports a bare yes or no, or names a folder of the run."""
+    for cell in code_cells(notebook):
+        assert "bool(" not in cell.source
+        assert not re.search(r"experiment\.(folder|root) / \"(?!manifest)", cell.source)
 
 
 def test_prose_leads_somewhere(notebook):
