@@ -1,7 +1,7 @@
 """Statistics of scores: means over frames, intervals over patients, paired tests, equivalence, agreement.
 
 A patient's four frames are alike, so patients, not frames, are what is resampled and tested. Scores are tidy: a
-row for each frame, structure and processing, as `segmentation.score` returns them, with the columns train and seed before.
+row for each frame, structure and processing, as `segmentation.score` returns them, after the columns train and seed.
 """
 
 from itertools import product

@@ -120,7 +120,7 @@ def all_rows(trains: pd.Series) -> dict[str, str]:
 def comparison(dice: pd.DataFrame) -> pd.DataFrame:
     """structure | paper | each main row | difference: mean ± sd in %, means over segmenter seeds.
 
-    The difference is ours, synthetic-only less real-only, in Dice points; a dash where one of them is missing. The paper
+    The difference is ours, synthetic-only less real-only, in Dice points; a dash where one is missing. The paper
     published no real-only row.
     """
     ours = dice.groupby(["structure", "train"])[["dice_mean", "dice_sd"]].mean()
