@@ -304,13 +304,15 @@ def test_trace_lists_the_choices(run, tmp_path):
 
 
 def test_readme_and_results_agree():
-    readme = (REPOSITORY / "README.md").read_text()
+    page, readme = (path.read_text() for path in (REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"))
     runs = sorted((REPOSITORY / "results").glob("*/dice.csv"))
     assert {path.parent.name for path in runs} >= {"laptop-phantom", "cpu-camus"}
     for path in runs:
         comparison = tables.markdown(tables.comparison(pd.read_csv(path)))
         assert comparison == (path.parent / "comparison.md").read_text().strip()
-        assert f"<!-- results {path.parent.name} -->\n{publish.readme_block(path.parent)}\n<!-- end -->" in readme
+        assert f"<!-- results {path.parent.name} -->\n{publish.results_block(path.parent)}\n<!-- end -->" in page
+        if path.parent.name == "cpu-camus":
+            assert f"<!-- comparison cpu-camus -->\n{comparison}\n<!-- end -->" in readme
         # The table follows from the frames beside it.
         frames = pd.read_csv(path.parent / "dice_frames.csv")
         again = tables.dice_table(frames)
