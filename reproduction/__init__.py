@@ -7,7 +7,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
-README = REPOSITORY / "README.md"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "results.md"]  # which show the tables of published runs
 FIGURES = REPOSITORY / "figures"
 NOTEBOOKS = REPOSITORY / "notebooks"
 PAPER_RESULTS = REPOSITORY / "data" / "paper_results.csv"

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from echo.resume import atomic, read_csv, write_text
-from reproduction import FIGURES, README, RESULTS
+from reproduction import FIGURES, PAGES, RESULTS
 from reproduction.evaluation import tables
 from reproduction.evaluation.tables import markdown
 from reproduction.runs.inputs import is_done
@@ -57,7 +57,7 @@ def published_files(root: Path) -> dict[Path, Path]:
 
 
 def publish(root: Path) -> list[Path]:
-    """Copy `published_files`, and put the table into the README; returns what was written.
+    """Copy `published_files`, and put the tables into `PAGES`; returns what was written.
 
     Raises:
         FileNotFoundError: when the run's tables are not finished; nothing is copied then.
@@ -72,7 +72,7 @@ def publish(root: Path) -> list[Path]:
                 save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
             else:
                 shutil.copyfile(source, temporary)
-    write_readme(README, RESULTS / root.name)
+    write_pages(PAGES, RESULTS / root.name)
     return sorted(copies.values())
 
 
@@ -87,8 +87,8 @@ def check_set(folder: Path, names: list[str], sample: int, seed: int) -> list[st
     return faults
 
 
-def readme_block(folder: Path) -> str:
-    """A published run's Table 1 for the README, a training set a row, and what it took; `folder` is its extract."""
+def results_block(folder: Path) -> str:
+    """A published run's Table 1, with a training set in each row, and what the run took; `folder` is its extract."""
     manifest = read_manifest(folder)
     made = read_csv(folder / "table_1.csv", index_col=0, dtype=str).T.rename_axis("trained on")
     stages = [(name, manifest["stages"][name]) for name in PIPELINE]
@@ -97,13 +97,23 @@ def readme_block(folder: Path) -> str:
     machine = f"{manifest['device']}, {manifest['cores']} cores"
     return (
         f"{markdown(made)}\n\nProfile `{manifest['profile']['name']}`, {machine}. Minutes: {times}; {memory:.1f} GB of "
-        f"memory at most ([manifest](results/{folder.name}/manifest.json))."
+        f"memory at most ([manifest](../results/{folder.name}/manifest.json))."
     )
 
 
-def write_readme(readme: Path, folder: Path) -> None:
-    """Put `readme_block` where the README has `<!-- results NAME -->` and `<!-- end -->`; elsewhere nothing changes."""
-    begin, end = f"<!-- results {folder.name} -->\n", "\n<!-- end -->"
-    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
-    if found:
-        write_text(readme, before + begin + readme_block(folder) + end + rest.partition(end)[2])
+def write_pages(pages: list[Path], folder: Path) -> None:
+    """Write a run's tables into some pages: where one has `<!-- results NAME -->` and `<!-- end -->`, `results_block`
+    between them; with `comparison` for `results`, the run's comparison.md. Nothing else changes.
+
+    Args:
+        folder: the run's extract in `results/`.
+    """
+    texts = {"results": results_block(folder), "comparison": (folder / "comparison.md").read_text().strip()}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for kind, table in texts.items():
+            begin, end = f"<!-- {kind} {folder.name} -->\n", "<!-- end -->"
+            before, found, rest = text.partition(begin)
+            if found:
+                text = before + begin + table + "\n" + end + rest.partition(end)[2]
+        write_text(page, text)
