@@ -10,38 +10,38 @@ Both releases give the same `Frame`:
 - *MetaImage 2019*: `{training,testing}/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}[_gt].mhd` and `.raw`, arrays
   (1, H, W) with anisotropic pixels, split by the paper's rule.
 
+Any number of patients, views and phases will do. A frame is there when its image is: an image without its label, or a
+label without its image, is a fault, and so is a patient without any frame. A patient may lack a view or a phase that
+others have; `Camus.notes` says how many do.
+
 Data: S. Leclerc et al., "Deep Learning for Segmentation Using an Open Large-Scale Dataset in 2D
 Echocardiography", IEEE TMI 38(9):2198-2210, 2019, doi 10.1109/TMI.2019.2900516.
 """
 
-import gzip
 import hashlib
-import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from skimage.transform import resize
 
 from echo.config import PHASES, SPLITS, VIEWS
 from echo.progress import tqdm
+from reproduction.datasets.errors import DataError, DataFaults
+from reproduction.datasets.facts import read_info, read_text
+from reproduction.datasets.images import one_line, read_still
+
+CamusError = DataError  # the name that importers know
 
 NIFTI, METAIMAGE = "NIfTI 2023", "MetaImage 2019"
 FOLDERS = {NIFTI: ("database_nifti",), METAIMAGE: ("training", "testing")}
-SUFFIX = {NIFTI: ".nii.gz", METAIMAGE: ".mhd"}
+SUFFIXES = {NIFTI: (".nii.gz", ".nii"), METAIMAGE: (".mhd",)}  # the first one that is there is read
+FILE = re.compile(r"(patient\d+)_([24]CH)_(E[DS])(_gt)?(\.nii\.gz|\.nii|\.mhd)")
 VALIDATION_PATIENTS = 50  # the paper takes the first 50 training patients of the 2019 release
-
-
-class CamusError(ValueError):
-    """A fault of the data set; the message is one line with the file, the patient and the reason."""
-
-    def __init__(self, path: Path, reason: str, patient: str | None = None):
-        super().__init__(" ".join(": ".join(filter(None, (str(path), patient, reason))).split()))
+SMALL_RELEASE_PART = 9  # of a copy with no more patients than these, every ninth: 50 of 450 are as many
+MOST_TILTED = 50  # degrees from straight down to the atrium; at most 38 among 800 frames of CAMUS
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,119 +85,196 @@ class Camus:
     """An opened data set, made by `open_camus`.
 
     root: the folder in use. release: "NIfTI 2023" or "MetaImage 2019". views: those with a frame anywhere, in
-    the order of VIEWS. skipped: (patient, reason) of each one left out, empty with on_error="raise".
+    the order of VIEWS. skipped: (patient, reason) of each one left out. faults: the errors behind `skipped`.
+    notes: sentences about what is unusual and no fault, such as the split rule of a small copy.
     """
 
     root: Path
     release: str
     views: tuple[str, ...]
-    skipped: list[tuple[str, str]]
+    faults: list[DataError]
+    notes: list[str]
     _folders: dict[str, Path]  # patient -> folder
+    _files: dict[str, dict[tuple[str, str, str], Path]]  # patient -> (view, phase, "" or "_gt") -> file
     _splits: dict[str, list[str]]  # a split that this copy does not define has no key
 
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        return [(fault.patient, str(fault)) for fault in self.faults]
+
     def keys(self, patients: list[str]) -> list[tuple[str, str, str]]:
-        """(patient, view, phase) of every frame of these patients: what `frame` takes."""
-        return [(patient, view, phase) for patient in patients for view in self.views for phase in PHASES]
+        """(patient, view, phase) of every frame of these patients: what `frame` takes.
+
+        A label without its image counts as a frame, so that reading it names the image that is missing.
+        """
+        there = {patient: {key[:2] for key in self._files.get(patient, ())} for patient in patients}
+        return [(p, view, phase) for p in patients for view in VIEWS for phase in PHASES if (view, phase) in there[p]]
 
     def patients(self, split: str | None = None) -> list[str]:
         """All patients (None), sorted; or those of a split, in the order of its list.
 
         split: one of SPLITS or the beginning of just one ("train", "val", "test"). The 2023 release lists its
-        splits in `database_split`. Of the 2019 release, the first 50 patients in `training` are the
-        validation split, the others the training split, and those in `testing` the testing split.
-        Raises CamusError for an unknown split, or one that this copy does not define.
+        splits in `database_split`. Of the 2019 release, the first 50 patients in `training` (of a copy with at
+        most 50, the first ninth) are the validation split, the others the training split, and those in
+        `testing` the testing split. Raises DataError for an unknown split, or one that this copy does not define.
         """
         if split is None:
             return sorted(self._folders)
         found = [name for name in SPLITS if name.startswith(split)]
         if len(found) != 1:
-            raise CamusError(self.root, f"no single split {split!r}, choose from {', '.join(SPLITS)}")
+            raise DataError(self.root, f"no single split {split!r}, choose from {', '.join(SPLITS)}")
         if found[0] not in self._splits:
             source = f"database_split/subgroup_{found[0]}.txt" if self.release == NIFTI else "such folder"
-            raise CamusError(self.root, f"the {found[0]} split is not defined, there is no {source}")
+            raise DataError(self.root, f"the {found[0]} split is not defined, there is no {source}")
         return list(self._splits[found[0]])
 
-    def frame(self, patient: str, view: str, phase: str) -> Frame:
-        """Read one frame and its label, at the size they are stored in.
+    def without(self, patients: Collection[str]) -> "Camus":
+        """The data set without these patients."""
+        folders = {patient: folder for patient, folder in self._folders.items() if patient not in patients}
+        splits = {split: [p for p in listed if p not in patients] for split, listed in self._splits.items()}
+        return replace(self, _folders=folders, _splits=splits)
 
-        Raises CamusError when the frame or its label is missing, and when one of them or the cfg is damaged.
+    def label_path(self, patient: str, view: str, phase: str) -> Path:
+        """The file of a frame's label map."""
+        return self._path(patient, view, phase, "_gt")
+
+    def _path(self, patient: str, view: str, phase: str, tail: str) -> Path:
+        usual = self._folders[patient] / f"{patient}_{view}_{phase}{tail}{SUFFIXES[self.release][0]}"
+        return self._files[patient].get((view, phase, tail), usual)
+
+    def frame(self, patient: str, view: str, phase: str) -> Frame:
+        """Read one frame and its label, at the size they are stored in, turned as their headers say.
+
+        Raises DataError when the frame or its label is missing or damaged, when the two do not belong together,
+        and when the atrium does not lie below the ventricle, as it does in each apical view.
         """
         if patient not in self._folders:
-            raise CamusError(self.root, "no such patient in this data set", patient)
+            raise DataError(self.root, "no such patient in this data set", patient)
         if view not in VIEWS or phase not in PHASES:
-            raise CamusError(self.root, f"no frame {view} {phase} in {VIEWS} x {PHASES}", patient)
-        folder, suffix = self._folders[patient], SUFFIX[self.release]
-        path, label_path = (folder / f"{patient}_{view}_{phase}{tail}{suffix}" for tail in ("", "_gt"))
-        image, spacing = _read_image(path, patient, 255)
-        label, _ = _read_image(label_path, patient, 3)
-        if image.shape != label.shape:
-            raise CamusError(label_path, f"label is {label.shape}, its frame {image.shape}", patient)
+            raise DataError(self.root, f"no frame {view} {phase} in {VIEWS} x {PHASES}", patient)
+        path, label_path = self._path(patient, view, phase, ""), self.label_path(patient, view, phase)
+        still, label = read_still(path, patient, 255), read_still(label_path, patient, 3)
+        image = still.pixels
+        if image.shape != label.pixels.shape:
+            raise DataError(label_path, f"label is {label.pixels.shape}, its frame {image.shape}", patient)
+        if not np.allclose(still.spacing_mm, label.spacing_mm, rtol=0.01):
+            pixels = "label has pixels of {:.4g} x {:.4g} mm, its frame {:.4g} x {:.4g} mm"
+            raise DataError(label_path, pixels.format(*label.spacing_mm, *still.spacing_mm), patient)
+        if still.corner_mm and label.corner_mm:
+            apart = np.abs(np.subtract(still.corner_mm, label.corner_mm))
+            if (apart > np.array(still.spacing_mm[::-1]) / 2).any():
+                raise DataError(label_path, f"its header places it {apart.max():.4g} mm beside its frame", patient)
         if image.min() == image.max():
-            raise CamusError(path, f"constant image, {image.min()} everywhere", patient)
-        return Frame(patient, view, phase, image, label, spacing, **_read_info(folder, patient, view))
+            raise DataError(path, f"constant image, {image.min()} everywhere", patient)
+        if (tilt := atrium_tilt(label.pixels, still.spacing_mm)) > MOST_TILTED:
+            lies = "above" if tilt > 180 - MOST_TILTED else "beside"
+            reason = f"the left atrium lies {lies} the ventricle, not below: upside down, or swapped axes?"
+            raise DataError(label_path, reason, patient)
+        # The facts of the other view serve where one cfg is absent.
+        cfgs = (cfg for v in (view, *VIEWS) if (cfg := self._folders[patient] / f"Info_{v}.cfg").exists())
+        facts = {}
+        if cfg := next(cfgs, None):
+            with one_line(cfg, patient):
+                facts = read_info(cfg)
+        return Frame(patient, view, phase, image, label.pixels, still.spacing_mm, **facts)
 
     def digest(self) -> str:
         """SHA-256 (hex) over names and bytes of the patients' frames, labels and cfg and of the split lists.
 
-        Raises CamusError when a file cannot be read.
+        Raises DataError when a file cannot be read.
         """
-        wanted = re.compile(r"patient\d+_[24]CH_E[DS](_gt)?\.(nii\.gz|mhd|z?raw)|Info_[24]CH\.cfg")
+        other = re.compile(r"patient\d+_[24]CH_E[DS](_gt)?\.z?raw|Info_[24]CH\.cfg")
         total = hashlib.sha256()
-        with _one_line(self.root):
-            files = [*self.root.glob("database_split/subgroup_*.txt")]
-            files += (f for d in self._folders.values() for f in d.iterdir() if wanted.fullmatch(f.name))
+        with one_line(self.root):
+            files = [*_inner(self.root / "database_split").glob("subgroup_*.txt")]
+            for patient, folder in self._folders.items():
+                files += self._files[patient].values()
+                files += (f for f in folder.iterdir() if other.fullmatch(f.name))
             for name, path in sorted((f.relative_to(self.root).as_posix(), f) for f in files):
                 # Each file is hashed by itself first: bytes cannot move from one to the next unnoticed.
                 total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         return total.hexdigest()
 
 
+def atrium_tilt(label: np.ndarray, spacing_mm: tuple[float, float]) -> float:
+    """Degrees between straight down and the way from the cavity's centre to the atrium's; 0 if one is absent."""
+    if not ((label == 1).any() and (label == 3).any()):
+        return 0.0
+    down, across = np.subtract(*(np.argwhere(label == k).mean(0) for k in (3, 1))) * spacing_mm
+    return float(np.degrees(np.arctan2(abs(across), down)))
+
+
 def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
     """Open CAMUS in `root`, either release.
 
     root: the data set's folder, or the one above it, or the one in it that holds the patients.
-    on_error: "raise" reads a frame when it is asked for, and raises at the first fault; "skip" reads every
-    frame now and leaves out each patient with a fault (`Camus.skipped`). A patient in two splits raises.
+    on_error: "raise" raises for faults of the split lists, and reads a frame when it is asked for; "report" keeps
+    the faults of the lists in `Camus.faults`, for the data stage, which reports them with all others; "skip" reads
+    every frame now. Both leave out each patient with a fault.
 
-    Raises CamusError when there is no data set, or more than one, or when a split list is at fault.
+    Raises DataError when there is no data set, or more than one, or a patient is in two splits; DataFaults (all of
+    them) for other faults of the split lists with "raise".
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
+    if on_error not in ("raise", "report", "skip"):
+        raise ValueError(f"on_error is 'raise', 'report' or 'skip', not {on_error!r}")
     root = Path(root).expanduser().absolute()
-    with _one_line(root):
+    with one_line(root):
         root, layout = _locate(root)
-        groups = {name: _patient_folders(root / name) for name in FOLDERS.get(layout, ("",))}
+        groups = {name: _patient_folders(_inner(root / name)) for name in FOLDERS.get(layout, ("",))}
         folders = {patient: folder for group in groups.values() for patient, folder in group.items()}
-        stored = {path.name for folder in folders.values() for path in folder.iterdir()}
-    release = next((r for r in SUFFIX if any(name.endswith(SUFFIX[r]) for name in stored)), None)
+        names = {patient: sorted(path.name for path in folder.iterdir()) for patient, folder in folders.items()}
+    stored = {match[5] for patient in names for name in names[patient] if (match := FILE.fullmatch(name))}
+    release = next((r for r in SUFFIXES if stored & {*SUFFIXES[r]}), None)
     if release is None:
-        raise CamusError(root, f"no {' or '.join(SUFFIX.values())} file in any patient's folder")
-    tails = {view: tuple(f"_{view}_{phase}{SUFFIX[release]}" for phase in PHASES) for view in VIEWS}
-    views = tuple(view for view in VIEWS if any(name.endswith(tails[view]) for name in stored))
+        suffixes = [SUFFIXES[r][0] for r in SUFFIXES]
+        raise DataError(root, f"no {' or '.join(suffixes)} file of a frame in any patient's folder")
+    files = {patient: _frame_files(folders[patient], names[patient], release) for patient in folders}
+    views = tuple(view for view in VIEWS if any(view == key[0] for found in files.values() for key in found))
+    notes = []
     if release == NIFTI:
-        splits = _read_splits(root / "database_split")
+        splits = _read_splits(_inner(root / "database_split"))
     else:
-        training = list(groups.get("training", folders))
-        splits = {"training": training[VALIDATION_PATIENTS:], "validation": training[:VALIDATION_PATIENTS]}
-        if groups.get("testing"):
-            splits["testing"] = list(groups["testing"])
+        splits, notes = _split_by_rule(groups, folders)
     faults = _split_faults(root, splits, folders)
     if faults and on_error == "raise":
-        raise next(iter(faults.values()))
+        raise DataFaults(root, faults)
+    splits = {split: [p for p in dict.fromkeys(listed) if p in folders] for split, listed in splits.items()}
+    camus = Camus(root, release, views, faults, notes, folders, files, splits)
+    notes += _lacking(camus)
+    if on_error != "skip":
+        return camus
+    for patient in tqdm(camus.patients(), desc="checking CAMUS", unit="patient", leave=False):
+        try:
+            keys = camus.keys([patient])
+            if not keys:
+                raise DataError(folders[patient], "holds no frame", patient)
+            for key in keys:
+                camus.frame(*key)
+        except DataError as error:
+            faults.append(error)
+    return camus.without({fault.patient for fault in faults if fault.patient in folders and fault.path != root})
 
-    skipped = [(patient, str(error)) for patient, error in faults.items()]
-    camus = Camus(root, release, views, skipped, folders, splits)
-    if on_error == "skip":
-        for patient in tqdm(camus.patients(), desc="checking CAMUS", unit="patient", leave=False):
-            try:
-                for key in camus.keys([patient]):
-                    camus.frame(*key)
-            except CamusError as error:
-                skipped.append((patient, str(error)))
-                del folders[patient]
-        for split in splits:
-            splits[split] = [patient for patient in splits[split] if patient in folders]
-    return camus
+
+def _frame_files(folder: Path, names: list[str], release: str) -> dict[tuple[str, str, str], Path]:
+    """The file of each image ("") and label ("_gt") by view and phase; of .nii.gz and .nii, the first."""
+    found = {}
+    for suffix in SUFFIXES[release]:
+        for match in filter(None, map(FILE.fullmatch, names)):
+            if match[1] == folder.name and match[5] == suffix:
+                found.setdefault((match[2], match[3], match[4] or ""), folder / match[0])
+    return found
+
+
+def _lacking(camus: Camus) -> list[str]:
+    """One line on the frames that some patients lack and others have."""
+    frames = {patient: {key[1:] for key in camus.keys([patient])} for patient in camus.patients()}
+    everything = set().union(*frames.values())
+    short = {patient: sorted(everything - own) for patient, own in frames.items() if own and own < everything}
+    if not short:
+        return []
+    first, missing = next(iter(short.items()))
+    example = ", ".join(f"{view} {phase}" for view, phase in missing)
+    return [f"{len(short)} of {len(frames)} patients lack frames that others have, {first} for one: {example}"]
 
 
 def _patient_folders(folder: Path) -> dict[str, Path]:
@@ -205,129 +282,70 @@ def _patient_folders(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in paths if re.fullmatch(r"patient\d+", path.name) and path.is_dir()}
 
 
+def _inner(folder: Path) -> Path:
+    """`folder`, or the one of the same name in it, as unzip programs make them."""
+    return _inner(folder / folder.name) if (folder / folder.name).is_dir() else folder
+
+
 def _layouts(folder: Path) -> list[str]:
-    found = [layout for layout in FOLDERS if any(_patient_folders(folder / n) for n in FOLDERS[layout])]
+    found = [layout for layout in FOLDERS if any(_patient_folders(_inner(folder / n)) for n in FOLDERS[layout])]
     return found or (["patients"] if _patient_folders(folder) else [])
 
 
 def _locate(root: Path) -> tuple[Path, str]:
     """The data set's folder, and whether it is laid out like a release or just holds "patients"."""
     if not root.is_dir():
-        raise CamusError(root, "no such folder")
-    for layout in _layouts(root.parent):
-        if root.name in (*FOLDERS.get(layout, ()), "database_split"):
-            return root.parent, layout
-    found = [(root, layout) for layout in _layouts(root)]
-    found = found or [(child, layout) for child in sorted(root.glob("*")) for layout in _layouts(child)]
-    if not found:
-        raise CamusError(root, "no CAMUS here, no folder is named patientXXXX")
-    if len(found) > 1:
-        names = ", ".join(f"{path.name} ({layout})" for path, layout in found)
-        raise CamusError(root, f"more than one data set here, open one of them: {names}")
-    return found[0]
+        raise DataError(root, "no such folder")
+    low = root
+    while low.parent.name == low.name != "":
+        low = low.parent
+    for layout in _layouts(low.parent):
+        if low.name in (*FOLDERS.get(layout, ()), "database_split"):
+            return low.parent, layout
+    for pattern in ("", "*", "*/*"):
+        folders = [root] if not pattern else sorted(f for f in root.glob(pattern) if "__MACOSX" not in f.parts)
+        found = [(folder, layout) for folder in folders for layout in _layouts(folder)]
+        if len(found) > 1:
+            names = ", ".join(f"{path.name} ({layout})" for path, layout in found)
+            raise DataError(root, f"more than one data set here, open one of them: {names}")
+        if found:
+            return found[0]
+    raise DataError(root, "no CAMUS here, no folder is named patientXXXX")
 
 
 def _read_splits(folder: Path) -> dict[str, list[str]]:
     splits = {}
     for split in SPLITS:
         path = folder / f"subgroup_{split}.txt"
-        with _one_line(path):
+        with one_line(path):
             if path.exists():
-                splits[split] = path.read_text(encoding="utf-8").split()
+                splits[split] = read_text(path).split()
     return splits
 
 
-def _split_faults(root: Path, splits: dict[str, list[str]], folders: dict[str, Path]) -> dict[str, CamusError]:
-    """An error for each patient that a split names and no folder holds; raises for one in two splits."""
-    faults, seen = {}, {}
+def _split_by_rule(groups: dict[str, dict], folders: dict[str, Path]) -> tuple[dict[str, list[str]], list[str]]:
+    """The splits of a 2019 release, which has no lists, and a line on the rule where it is not the paper's."""
+    training, notes = list(groups.get("training", folders)), []
+    count = VALIDATION_PATIENTS
+    if len(training) <= count:
+        count = -(-len(training) // SMALL_RELEASE_PART) if len(training) > 1 else 0
+        notes = [f"{len(training)} training patients: the first {count} are the validation split (the first ninth)"]
+    splits = {"training": training[count:], "validation": training[:count]}
+    if groups.get("testing"):
+        splits["testing"] = list(groups["testing"])
+    return splits, notes
+
+
+def _split_faults(root: Path, splits: dict[str, list[str]], folders: dict[str, Path]) -> list[DataError]:
+    """One error for each patient that is listed twice or has no folder; raises for one in two splits."""
+    faults, seen = [], {}
     for split, patients in splits.items():
         for patient in patients:
+            if seen.get(patient, split) != split:
+                raise DataError(root, f"in two splits, {seen[patient]} and {split}", patient)
             if patient in seen:
-                raise CamusError(root, f"in two splits, {seen[patient]} and {split}", patient)
+                faults.append(DataError(root, f"listed twice in subgroup_{split}.txt", patient))
+            elif patient not in folders:
+                faults.append(DataError(root, f"in the {split} split, but has no folder", patient))
             seen[patient] = split
-            if patient not in folders:
-                faults[patient] = CamusError(root, f"in the {split} split, but has no folder", patient)
     return faults
-
-
-@contextmanager
-def _one_line(path: Path, patient: str | None = None) -> Iterator[None]:
-    try:
-        yield
-    except CamusError:
-        raise
-    except Exception as error:  # gzip, zlib, nibabel, SimpleITK and the file system share no narrower class
-        raise CamusError(path, f"cannot be read, {type(error).__name__}: {error}", patient) from None
-
-
-def _read_image(path: Path, patient: str, top: int) -> tuple[np.ndarray, tuple[float, float]]:
-    """uint8 (H, W) of whole numbers from 0 to `top`, and the (row, col) spacing in mm."""
-    with _one_line(path, patient):
-        if not path.is_file():
-            raise CamusError(path, "file is missing", patient)
-        array, spacing = _read_nifti(path) if path.suffix == ".gz" else _read_metaimage(path, patient)
-        if array.ndim == 3 and 1 in array.shape:
-            axis = array.shape.index(1)
-            array, spacing = array.squeeze(axis), np.delete(spacing, axis)
-        if array.ndim != 2 or not array.size or array.dtype.kind not in "uif":
-            raise CamusError(path, f"not one grey image but {array.dtype} of shape {array.shape}", patient)
-        row, col = map(float, spacing)
-        if not (0 < row < math.inf and 0 < col < math.inf):
-            raise CamusError(path, f"pixel spacing is {row} x {col} mm", patient)
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= top):  # this way round, NaN is a fault too
-            raise CamusError(path, f"values from {low} to {high}, allowed are 0 to {top}", patient)
-        if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-            raise CamusError(path, "values are not whole numbers", patient)
-        return array.astype(np.uint8, order="C"), (row, col)
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    # Unpacked in one go, gzip's checksum covers every byte, and nibabel does not have to seek in a stream.
-    content = gzip.decompress(path.read_bytes())
-    array = np.asarray(nib.Nifti1Image.from_bytes(content).dataobj)
-    # The image's own header is repaired: it would give 1 mm for a pixel size of 0.
-    zooms = nib.Nifti1Header(content[:348], check=False).get_zooms()
-    return array.T, np.array(zooms)[::-1]  # (W, H) -> (H, W)
-
-
-def _read_metaimage(path: Path, patient: str) -> tuple[np.ndarray, np.ndarray]:
-    # SimpleITK prints to the terminal what it finds wrong, and a wrong NDims overruns its memory and ends the
-    # process: so the usual faults are looked for first.
-    header = dict(re.findall(r"^(\w+) *= *(.*?)\s*$", path.read_text(encoding="utf-8"), re.MULTILINE))
-    if not header.keys() >= {"NDims", "DimSize", "ElementSpacing", "ElementType", "ElementDataFile"}:
-        raise CamusError(path, "not a MetaImage header", patient)
-    shape = [int(n) for n in header["DimSize"].split()]
-    if len(shape) not in (2, 3) or header["NDims"] != str(len(shape)):
-        raise CamusError(path, f"not one image: NDims {header['NDims']}, DimSize {header['DimSize']}", patient)
-    pixels = path.with_name(header["ElementDataFile"])
-    if not pixels.is_file():
-        raise CamusError(pixels, "file is missing", patient)
-    if (size := pixels.stat().st_size) < math.prod(shape) and header.get("CompressedData") != "True":
-        raise CamusError(pixels, f"truncated, {size} bytes for {math.prod(shape)} pixels", patient)
-    try:
-        image = sitk.ReadImage(str(path), imageIO="MetaImageIO")
-    except RuntimeError:
-        raise CamusError(path, "SimpleITK cannot read it as MetaImage", patient) from None
-    return sitk.GetArrayFromImage(image), np.array(image.GetSpacing())[::-1]
-
-
-def _read_info(folder: Path, patient: str, view: str) -> dict[str, str | float | None]:
-    """Clinical facts from Info_<view>.cfg, or from the other view's where that is absent."""
-    paths = [path for v in (view, *VIEWS) if (path := folder / f"Info_{v}.cfg").exists()]
-    if not paths:
-        return {}
-    path = paths[0]
-    with _one_line(path, patient):
-        facts = dict(re.findall(r"^(\w+) *: *(.*?)\s*$", path.read_text(encoding="utf-8"), re.MULTILINE))
-        if not facts:
-            raise CamusError(path, "holds no 'key: value' line", patient)
-        ef, age = facts.get("EF", facts.get("LVef")), facts.get("Age")
-        if ef is not None and not 0 <= float(ef) <= 100:
-            raise CamusError(path, f"EF is {ef} %", patient)
-        return {
-            "quality": facts.get("ImageQuality"),
-            "sex": facts.get("Sex"),
-            "ef": None if ef is None else float(ef),
-            "age": None if age is None else int(age),
-        }

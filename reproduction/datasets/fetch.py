@@ -119,6 +119,7 @@ def describe(camus: Camus) -> str:
 
 def fetch_weights(folder: Path, url: str = WEIGHTS_URL) -> list[Path]:
     """Download what the record holds into `folder`, unpacked, by its checksums; returns the checkpoints (`*.pt`)."""
+    # Not pooch's load_registry_from_doi: it asks doi.org and Zenodo alone, so a mirror (--url) could not serve.
     try:
         files = requests.get(url, timeout=STALL).json()["files"]
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:

@@ -3,41 +3,56 @@
 The test patients are not in these arrays. `evaluation.segmentation.score` opens their frames once, at the very end.
 """
 
+import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 from skimage.transform import resize
 
+from echo.augment import augment, leak
 from echo.config import SPLITS, VIEW_PHASES, Profile
 from echo.frames import Frames
 from echo.labels import sector_mask, to_sdm
 from echo.progress import tqdm
 from echo.resume import atomic, write_csv, write_json
-from reproduction.datasets.camus import Camus, CamusError, open_camus
+from reproduction.datasets.camus import Camus, Frame, open_camus
+from reproduction.datasets.errors import DataError, DataFaults, records
 from reproduction.datasets.phantom import write_phantom
 
 
-def open_data(data: str, profile: Profile, folder: Path, seed: int, progress: bool = True) -> Camus:
-    """The raw data set: "phantom" (written below `folder` when absent) or the path of a CAMUS release."""
+def open_data(
+    data: str, profile: Profile, folder: Path, seed: int, progress: bool = True, left_out: Collection[str] = ()
+) -> Camus:
+    """The raw data set: "phantom" (written below `folder` when absent) or the path of a CAMUS release.
+
+    left_out: patients that `prepare` left out (the `left_out` of its data.json), for the stages after it. Faults of
+    split lists are kept in `Camus.faults`, for `prepare` to report with all others.
+    """
     if data == "phantom":
         target = folder / f"phantom-{seed}"
         return open_camus(write_phantom(target, profile.phantom_patients, seed, progress=progress))
-    return open_camus(Path(data).expanduser())
+    return open_camus(data, on_error="report").without(left_out)
 
 
-def read_frames(camus: Camus, split: str, size: int, progress: bool = True) -> Frames:
+def read_frames(
+    camus: Camus, split: str, size: int, progress: bool = True, faults: list[DataError] | None = None
+) -> Frames | None:
     """Every frame of a split, resized to (size, size); the sector is found at the frame's own resolution.
 
+    faults: a list that faults are added to, one for each frame with one; patients with a fault are left out then, and
+    None is returned when nobody is left.
+
     Raises:
-        CamusError: for a damaged frame, or a split without patients.
+        DataError: without `faults`, for a damaged frame, a patient without a frame, or a split without patients.
     """
-    keys = camus.keys(camus.patients(split))
-    if not keys:
-        raise CamusError(camus.root, f"split {split} has no patient")
+    found = [] if faults is None else faults
     images, labels, sdm_labels, rows = [], [], [], []
-    for patient, view, phase in tqdm(keys, desc=f"{split} frames", unit="frame", disable=not progress):
-        raw = camus.frame(patient, view, phase)
+    for patient, raw in _raw_frames(camus, split, found, progress):
+        if found and faults is None:
+            raise found[0]
         frame = raw.resized(size)
         # Found at full resolution and averaged down, so that its border stays smooth.
         sector = resize(sector_mask(raw.image).astype(float), (size, size), anti_aliasing=True) > 0.5
@@ -47,32 +62,116 @@ def read_frames(camus: Camus, split: str, size: int, progress: bool = True) -> F
         rows.append(
             {
                 "patient": patient,
-                "view": view,
-                "phase": phase,
-                "class_label": VIEW_PHASES.index((view, phase)),
+                "view": raw.view,
+                "phase": raw.phase,
+                "class_label": VIEW_PHASES.index((raw.view, raw.phase)),
                 "quality": frame.quality,
                 "ef": frame.ef,
                 "spacing_row_mm": frame.spacing_mm[0],
                 "spacing_col_mm": frame.spacing_mm[1],
             }
         )
-    return Frames(np.stack(images), np.stack(labels), np.stack(sdm_labels), pd.DataFrame(rows))
+    if found and faults is None:
+        raise found[0]
+    bad = {fault.patient for fault in found}
+    if not any(row["patient"] not in bad for row in rows):
+        return None
+    frames = Frames(np.stack(images), np.stack(labels), np.stack(sdm_labels), pd.DataFrame(rows))
+    return frames.select(~frames.index["patient"].isin(bad).to_numpy()) if bad else frames
 
 
-def prepare(camus: Camus, source: str, profile: Profile, folder: Path, progress: bool = True) -> None:
+def _raw_frames(camus: Camus, split: str, faults: list[DataError], progress: bool) -> Iterator[tuple[str, Frame]]:
+    """(patient, frame) of a split's sound frames; what is at fault is added to `faults`."""
+    try:
+        patients = camus.patients(split)
+    except DataError as error:
+        faults.append(error)
+        return
+    if not patients:
+        faults.append(DataError(camus.root, f"split {split} has no patient"))
+    for patient in tqdm(patients, desc=f"{split} patients", unit="patient", disable=not progress):
+        keys = camus.keys([patient])
+        if not keys:
+            faults.append(DataError(camus.root, "holds no frame", patient))
+        for key in keys:
+            try:
+                frame = camus.frame(*key)
+            except DataError as error:
+                faults.append(error)
+            else:
+                yield patient, frame
+
+
+def augmentation_faults(camus: Camus, frames: Frames, profile: Profile) -> list[DataError]:
+    """A fault for each label map that no augmentation keeps: the generation stage would end at it.
+
+    Only maps with a structure in pieces, of fewer than 100 pixels, or with a gap in the wall are tried.
+    """
+    faults = []
+    for label, (_, row) in zip(frames.labels, frames.index.iterrows(), strict=True):
+        structures = [label == k for k in (1, 2, 3) if (label == k).any()]
+        pieces = any(ndimage.label(structure, np.ones((3, 3)))[1] > 1 for structure in structures)
+        small = any(structure.sum() < 100 for structure in structures)
+        if structures and not pieces and not small and leak(label) <= 0.05:
+            continue
+        try:
+            if not structures:
+                raise ValueError("nothing is labelled")
+            augment(label, profile.augmentation, np.random.default_rng(0))
+        except ValueError as error:
+            patient, view, phase = row[["patient", "view", "phase"]]
+            faults.append(DataError(camus.label_path(patient, view, phase), str(error), patient))
+    return faults
+
+
+def prepare(
+    camus: Camus, source: str, profile: Profile, folder: Path, progress: bool = True, on_error: str = "raise"
+) -> None:
     """Write `{training,validation}.{npz,csv}` and `data.json` (what the data are) into `folder`.
+
+    Every frame of all three splits is opened, and checked for all that a later stage would stop at; test frames are
+    only checked. `faults.csv` lists what is wrong, if anything is.
 
     Args:
         source: "phantom" or "camus", for the record.
+        on_error: "raise", or "skip" to leave patients with a fault out, whom `left_out` in data.json then names.
+
+    Raises:
+        DataFaults: all faults at once; with "skip" only when a split has no patient left.
     """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
+    for note in camus.notes:
+        print(f"note: {note}", file=sys.stderr)
+    faults, frames = list(camus.faults), {}
     for split in ("training", "validation"):
-        frames = read_frames(camus, split, profile.image_size, progress)
+        frames[split] = read_frames(camus, split, profile.image_size, progress, faults)
+    if frames["training"] is not None:
+        faults += augmentation_faults(camus, frames["training"], profile)
+    for _ in _raw_frames(camus, "testing", faults, progress):
+        pass
+    bad = {fault.patient for fault in faults if fault.patient}
+    if faults:
+        report = DataFaults(camus.root, faults)
+        write_csv(folder / "faults.csv", report.table())
+        if on_error == "raise" or any(fault.patient is None for fault in faults):
+            raise report
+        print(f"{len(bad)} patients are left out: {', '.join(sorted(bad))}", file=sys.stderr)
+        camus = camus.without(bad)
+        if empty := [split for split in SPLITS if not camus.patients(split)]:
+            emptied = [DataError(camus.root, f"no patient of split {split} is left") for split in empty]
+            raise DataFaults(camus.root, emptied + faults)
+    else:
+        (folder / "faults.csv").unlink(missing_ok=True)
+    for split, kept in frames.items():
+        if bad:
+            kept = kept.select(~kept.index["patient"].isin(bad).to_numpy())
         with atomic(folder / f"{split}.npz") as temporary:
-            np.savez_compressed(temporary, images=frames.images, labels=frames.labels, sdm_labels=frames.sdm_labels)
-        write_csv(folder / f"{split}.csv", frames.index)
+            np.savez_compressed(temporary, images=kept.images, labels=kept.labels, sdm_labels=kept.sdm_labels)
+        write_csv(folder / f"{split}.csv", kept.index)
     patients = {split: len(camus.patients(split)) for split in SPLITS}
     facts = {"source": source, "release": camus.release, "digest": camus.digest(), "views": camus.views}
-    write_json(folder / "data.json", facts | {"patients": patients})
+    write_json(folder / "data.json", facts | {"patients": patients, "left_out": records(faults)})
 
 
 def load_frames(folder: Path, split: str) -> Frames:

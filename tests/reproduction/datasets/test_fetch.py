@@ -324,6 +324,6 @@ def test_wrong_weights_are_refused(weights_server, tmp_path):
 
 
 def test_addresses_stand_in_one_place():
-    text = "".join(p.read_text() for p in sorted((REPOSITORY / "echo").glob("*.py")))
+    text = "".join(p.read_text() for p in sorted((REPOSITORY / "reproduction").rglob("*.py")))
     for address in (fetch.CAMUS_URL, fetch.WEIGHTS_URL, *fetch.CAMUS_FOLDERS.values()):
         assert text.count(address) == 1
