@@ -17,6 +17,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A folder of notebooks with one, which prints its interpreter and package."""
     made = nbformat.v4.new_notebook()
     parameters = nbformat.v4.new_code_cell('profile = "laptop"\nseed = 0', metadata={"tags": ["parameters"]})
+    made.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     made.cells = [parameters, nbformat.v4.new_code_cell("import sys, echo\nprint(sys.executable, echo.__file__)")]
     nbformat.write(made, tmp_path / "a.ipynb")
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)

@@ -216,7 +216,9 @@ def test_a_run_of_an_earlier_version_stays_finished(tmp_path, data):
     for name in STAGES:
         assert is_current(run, name), name
         assert old_digest(run, name) == recorded(run.folder(name))[0]
-        stages.complete(run, name) if name != "data" else stages.check_stage(run, name)  # no work, and no error
+        stages.check_stage(run, name)
+        if name not in ("data", "diffusion"):  # those read frames, of which there are none here
+            stages.complete(run, name)  # no work
     other = replace(run, seed=4)
     assert not is_current(other, "diffusion")
     with pytest.raises(ValueError, match="earlier version"):
