@@ -9,7 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -26,11 +25,11 @@ def plain_errors() -> Iterator[None]:
     """Every error is one line and exit status 1, with a traceback where it is asked for; an interruption is 130."""
     try:
         yield
-    except (click.exceptions.Exit, click.exceptions.Abort, click.ClickException):
-        raise
     except KeyboardInterrupt as stopped:
         leave(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", 130)
     except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("typer", "click"):  # its own: help, a wrong option, an exit
+            raise
         if os.environ.get(DEBUG):
             traceback.print_exc()
         line = " ".join(str(error).split())
@@ -48,7 +47,7 @@ def leave(line: str, status: int) -> None:
 class Commands(TyperGroup):
     """All commands, with `plain_errors`."""
 
-    def invoke(self, ctx: click.Context) -> object:
+    def invoke(self, ctx: typer.Context) -> object:
         with plain_errors():
             return super().invoke(ctx)
 

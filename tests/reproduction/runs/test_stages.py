@@ -22,12 +22,14 @@ from echo.labels import STRUCTURES
 from echo.resume import read_json, write_json
 from reproduction.cli import app
 from reproduction.runs import notebooks, publish, stages, trace
-from reproduction.runs.run import STAGES, is_current, open_run
+from reproduction.runs.inputs import OtherInputs
+from reproduction.runs.run import is_current, open_run
+from reproduction.runs.table import PIPELINE, STAGES
 from reproduction.studies import grid
 from reproduction.synthesis.edits import DEFAULTS
 from reproduction.synthesis.synthetic_set import load_synthetic
 
-STAGES = [*STAGES, "quality"]  # what one command runs
+REPRODUCED = [*PIPELINE, "quality"]  # what one command runs
 COLUMNS = ["train", "structure", "seed", "n_frames", "dice_mean", "dice_sd"]
 
 
@@ -49,11 +51,11 @@ def check_run(folder: Path, test_frames: int) -> None:
     assert (volumes.groupby(["train", "seed"]).size() == test_frames / 4).all()
     assert "table_1.csv says the same" in trace.trace(folder, 1, "LA", "synthetic-only")
     manifest = read_json(folder / "manifest.json")
-    assert list(manifest["stages"]) == sorted(STAGES)
+    assert list(manifest["stages"]) == sorted(REPRODUCED)
     assert all(stage["finished"] and stage["peak_memory_gb"] > 0 for stage in manifest["stages"].values())
     assert manifest["profile"]["name"] == "smoke"
-    for _folder, name in STAGES.values():
-        notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+    for name in REPRODUCED:
+        notebook = nbformat.read(folder / "notebooks" / f"{STAGES[name].notebook}.ipynb", as_version=4)
         assert notebook.metadata.papermill.exception is None
     assert len(list((folder / "figures").glob("*.png"))) >= 10
 
@@ -72,7 +74,7 @@ def test_one_command_ends_in_the_table(finished):
 def test_called_again_it_skips_and_after_a_loss_it_goes_on(finished, capsys, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.*")}
     notebooks.reproduce("smoke", "phantom", str(finished), seed=3)
-    assert capsys.readouterr().out.count("finished, skipped") == len(STAGES)
+    assert capsys.readouterr().out.count("finished, skipped") == len(REPRODUCED)
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.*")} == before
 
     copy = tmp_path / finished.name
@@ -80,13 +82,13 @@ def test_called_again_it_skips_and_after_a_loss_it_goes_on(finished, capsys, tmp
     (copy / "tables" / "done").unlink()
     (copy / "tables" / "dice.csv").unlink()
     notebooks.reproduce("smoke", "phantom", str(copy), seed=3)
-    assert capsys.readouterr().out.count("finished, skipped") == len(STAGES) - 1
+    assert capsys.readouterr().out.count("finished, skipped") == len(REPRODUCED) - 1
     assert (copy / "tables" / "dice.csv").read_bytes() == (finished / "tables" / "dice.csv").read_bytes()
 
 
 def test_other_inputs_are_noticed(finished):
     run = open_run("smoke", "phantom", str(finished), seed=3, recompute=True)
-    assert all(is_current(run, name) for name in STAGES)
+    assert all(is_current(run, name) for name in REPRODUCED)
     other = open_run("smoke", "phantom", str(finished), seed=4, recompute=True)
     assert not is_current(other, "data")
 
@@ -142,18 +144,20 @@ def study(finished, tmp_path, monkeypatch):
 
 
 def test_sampler_and_quality_start_from_a_finished_run(study, monkeypatch):
-    copy = study("sampler", "sampler_study")
+    copy = study("samplers", "sampler_study")
     table = pd.read_csv(copy / "sampler_study" / "settings.csv")
     assert set(table["sampler"]) == {"ddim", "dpm++", "unipc", "heun", "ddpm"}
     assert set(table.loc[table["guidance_scale"] > 1, "sampler"]) == {"dpm++"}
     names = ("samplers", "quality_against_time", "guidance", "guidance_sweep")
     assert all((copy / "figures" / f"{name}.png").exists() for name in names)
-    assert read_json(copy / "manifest.json")["stages"]["sampler"]["finished"]
+    assert read_json(copy / "manifest.json")["stages"]["samplers"]["finished"]
 
     run = open_run("smoke", "phantom", str(copy), 3, recompute=True)
     assert is_current(run, "quality")
     monkeypatch.setenv("ECHO_INCEPTION", "weights.pth")  # FID is asked for, which the finished study has not
     assert not is_current(run, "quality")
+    with pytest.raises(OtherInputs, match=r"image_quality: made from .* \(inception none, now weights.pth\)"):
+        stages.check_stage(run, "quality")
     monkeypatch.delenv("ECHO_INCEPTION")
     shutil.rmtree(copy / "image_quality")
     study("quality", "image_quality")
@@ -164,7 +168,7 @@ def test_sampler_and_quality_start_from_a_finished_run(study, monkeypatch):
     (copy / "segmenter" / "done").unlink()
     (copy / "sampler_study" / "done").unlink()
     done = subprocess.run(
-        echo_command("study", "sampler", "--profile", "smoke", "--run", copy, "--seed", 3),
+        echo_command("study", "samplers", "--profile", "smoke", "--run", copy, "--seed", 3),
         capture_output=True,
         text=True,
     )
@@ -173,7 +177,7 @@ def test_sampler_and_quality_start_from_a_finished_run(study, monkeypatch):
 
 
 def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, study):
-    copy = study("tables", "grid")
+    copy = study("grid", "grid")
     cells = grid.study_cells(SMOKE, seed=3)
     assert any(cell.drop_worst for cell in cells)
     trained = {p.parent.name for p in (copy / "grid" / "segmenters").glob("*/model.safetensors")}
@@ -275,7 +279,9 @@ def test_interruption_ends_the_kernel_too(tmp_path, how):
     process.send_signal(how)
     _out, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert err.strip().splitlines()[-1].startswith("interrupted")
     assert "the same command goes on from here" in err
+    assert "Traceback" not in err
     _gone, alive = psutil.wait_procs(kernels, timeout=20)
     assert not alive
 
@@ -370,17 +376,17 @@ def test_the_gpu_profile_runs_in_small(tmp_path):
     stages.generation_stage(run)
     stages.segmentation_stage(run)
     stages.tables_stage(run)
-    dice = pd.read_csv(run.folder / "tables" / "dice.csv")
+    dice = pd.read_csv(run.root / "tables" / "dice.csv")
     assert set(dice["train"]) == {cell.row for cell in grid.main_cells(GPU, 0)}
     assert dice["dice_mean"].between(0, 100).all()
-    assert load_synthetic(run.folder / "synthetic", "training").images.shape == (4, 128, 128)
+    assert load_synthetic(run.root / "synthetic", "training").images.shape == (4, 128, 128)
 
 
 def test_test_labels_are_read_by_the_last_stage_alone(tmp_path):
     """Poisoned test labels change nothing that is trained."""
     runs = [open_run("smoke", "phantom", str(tmp_path / name), seed=1, recompute=True) for name in "ab"]
-    raw = [stages.raw_data(run) for run in runs]
-    poisoned = list((runs[1].folder / "phantom-1").rglob("*_gt.nii.gz"))
+    raw = [run.open_data() for run in runs]
+    poisoned = list((runs[1].root / "phantom-1").rglob("*_gt.nii.gz"))
     poisoned = [path for path in poisoned if path.name.split("_")[0] in raw[1].patients("testing")]
     assert len(poisoned) == 8
     for path in poisoned:
@@ -394,8 +400,8 @@ def test_test_labels_are_read_by_the_last_stage_alone(tmp_path):
         stages.segmentation_stage(run)
         stages.tables_stage(run)
     for pattern in ("diffusion/*/model/*.safetensors", "synthetic/images/*.png", "segmenter/*/[lm]*"):
-        files = sorted(path.relative_to(runs[0].folder) for path in runs[0].folder.glob(pattern))
+        files = sorted(path.relative_to(runs[0].root) for path in runs[0].root.glob(pattern))
         assert files
-        assert all((runs[0].folder / f).read_bytes() == (runs[1].folder / f).read_bytes() for f in files)
-    dice = [pd.read_csv(run.folder / "tables" / "dice.csv")["dice_mean"] for run in runs]
+        assert all((runs[0].root / f).read_bytes() == (runs[1].root / f).read_bytes() for f in files)
+    dice = [pd.read_csv(run.root / "tables" / "dice.csv")["dice_mean"] for run in runs]
     assert (dice[0] != dice[1]).any()

@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 
 from echo import segmenter
 from echo.config import LAPTOP, PAPER
-from echo.resume import begin, finish, write_json
+from echo.resume import write_json
 from reproduction.cli import app
 from reproduction.runs import stages
-from reproduction.runs.run import STAGES, open_run
+from reproduction.runs.inputs import begin, finish
+from reproduction.runs.run import open_run
 from reproduction.runs.status import status
+from reproduction.runs.table import PIPELINE
 from reproduction.studies import grid
 
 HOUR = 3600.0
@@ -44,7 +46,7 @@ def log(**columns) -> str:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A run whose data stage took 7 s."""
-    begin(tmp_path / "dataset", "digest")
+    begin(tmp_path / "dataset", {})
     finish(tmp_path / "dataset")
     manifest(tmp_path, data={"finished": True, "seconds": 7.2})
     return tmp_path
@@ -52,7 +54,7 @@ def folder(tmp_path) -> Path:
 
 def test_a_run_that_has_begun(folder):
     table = status(folder)
-    assert list(table["stage"]) == list(STAGES)
+    assert list(table["stage"]) == PIPELINE
     assert list(table["state"]) == ["done", "waiting", "waiting", "waiting", "waiting"]
     assert table["took"][0] == "0:00:07"
     assert (table.iloc[1:, 2:] == "").all(axis=None)
@@ -123,7 +125,7 @@ def test_interrupted_and_taken_up_again(folder):
     aged(folder / "diffusion" / "inputs.json", 50, '"digest"')
     manifest(folder, age=40, diffusion={"finished": False, "seconds": 10.0})
     assert row(folder, "diffusion")["state"] == "interrupted"
-    begin(folder / "diffusion", "digest")
+    begin(folder / "diffusion", {}, lambda: "digest")
     assert row(folder, "diffusion")["state"] == "running"
 
 
@@ -138,13 +140,13 @@ def test_a_real_run_from_another_process(tmp_path):
         draw = segmenter.draw_samples
 
         def stops(*arguments):
-            if (run.folder / "segmenter" / cells[0].name / "model.safetensors").exists() and arguments[-1] == 9:
+            if (run.root / "segmenter" / cells[0].name / "model.safetensors").exists() and arguments[-1] == 9:
                 raise KeyboardInterrupt
             return draw(*arguments)
 
         patch.setattr(segmenter, "draw_samples", stops)
         stages.segmentation_stage(run)
-    command = [sys.executable, "-m", "echo", "status", run.folder]
+    command = [sys.executable, "-m", "echo", "status", run.root]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     states = dict(line.split()[:2] for line in lines[1:])
     assert states == {

@@ -8,6 +8,8 @@ import torch
 
 from echo.config import CPU, GPU, PROFILES
 from echo.resume import write_json
+from reproduction.runs import trainings
+from reproduction.runs.inputs import OtherInputs
 from reproduction.studies import grid
 from reproduction.synthesis.generate import generate
 from reproduction.synthesis.synthetic_set import load_synthetic, read_manifest
@@ -51,8 +53,8 @@ def seen(monkeypatch, cell, smoke, frames, synthetic, tmp_path) -> list[tuple]:
         calls.append((sets, validation, start, profile.segmenter.channels))
         return name
 
-    monkeypatch.setattr(grid, "train_segmenter", record)
-    grid.train_cell(cell, smoke, tuple(frames.values()), synthetic, tmp_path, 0)
+    monkeypatch.setattr(trainings, "train_segmenter", record)
+    trainings.train_cell(cell, smoke, tuple(frames.values()), synthetic, tmp_path, 0)
     return calls
 
 
@@ -95,10 +97,10 @@ def test_a_cell_is_trained_again_only_when_what_it_depends_on_changes(monkeypatc
         shutil.copytree(painted, folder)
         painters.append(folder.parent.name)
 
-    monkeypatch.setattr(grid, "train_segmenter", train)
-    monkeypatch.setattr(grid, "load_segmenter", lambda *_: None)
-    monkeypatch.setattr(grid, "train_generator", lambda *_: None)
-    monkeypatch.setattr(grid, "generate", paint)
+    monkeypatch.setattr(trainings, "train_segmenter", train)
+    monkeypatch.setattr(trainings, "load_segmenter", lambda *_: None)
+    monkeypatch.setattr(trainings, "train_generator", lambda *_: None)
+    monkeypatch.setattr(trainings, "generate", paint)
     cells = [
         grid.Cell("real", 0, real=1.0),
         grid.Cell("paper", 0, real=1.0, recipe="other"),
@@ -109,7 +111,7 @@ def test_a_cell_is_trained_again_only_when_what_it_depends_on_changes(monkeypatc
         for made in (trained, painters):
             made.clear()
         profile = replace(smoke, **settings)
-        grid.train_cells(cells, profile, tuple(frames.values()), painted, segmenters, 0)
+        trainings.train_cells(cells, profile, tuple(frames.values()), painted, segmenters, 0)
         return list(trained), list(painters)
 
     every = ["real-0", "paper-0", "few-0"], ["own-0.5"]
@@ -117,8 +119,18 @@ def test_a_cell_is_trained_again_only_when_what_it_depends_on_changes(monkeypatc
     assert changed() == ([], [])
     assert changed(segmenter=replace(smoke.segmenter, seeds=4)) == ([], [])  # more cells, not other ones
     assert changed(grid=replace(smoke.grid, real_shares=(0.1, 0.2))) == ([], [])
+    with pytest.raises(OtherInputs, match=r"segmenters/few-0: .* \(own_steps 0.4, now 0.9\)"):
+        changed(grid=replace(smoke.grid, own_steps=0.9))
+    with pytest.raises(OtherInputs, match=r"segmenters/paper-0: .* \(segmenter.steps 6, now 7\)"):
+        changed(other_segmenter=replace(smoke.other_segmenter, steps=7))
+    assert changed() == ([], [])  # nothing was touched
+
+    monkeypatch.setenv("ECHO_FRESH", "1")
     assert changed(grid=replace(smoke.grid, own_steps=0.9)) == (["few-0"], ["own-0.5"])
-    changed()
+    assert (segmenters / "few-0.old-1" / "model.safetensors").exists()
+    assert (segmenters.with_name("generators") / "own-0.5.old-1").is_dir()
+    assert changed() == (["few-0"], ["own-0.5"])
+    assert (segmenters / "few-0.old-2" / "model.safetensors").exists()
     assert changed(other_segmenter=replace(smoke.other_segmenter, steps=7)) == (["paper-0"], [])
     changed()
     cells[0] = replace(cells[0], real=0.5)
@@ -141,9 +153,9 @@ def test_a_cell_can_leave_out_the_worst_images(monkeypatch, frames, smoke, synth
 
 def test_a_generator_of_few_patients_sees_those_alone(monkeypatch, frames, smoke, tmp_path):
     sources = []
-    monkeypatch.setattr(grid, "train", lambda profile, training, *_: sources.append((profile, training)))
-    monkeypatch.setattr(grid, "generate", lambda _diffusion, training, *_: sources.append((None, training)))
-    folder = grid.other_generator("own 0.5", smoke, *frames.values(), tmp_path, 0)
+    monkeypatch.setattr(trainings, "train", lambda profile, training, *_: sources.append((profile, training)))
+    monkeypatch.setattr(trainings, "generate", lambda _diffusion, training, *_: sources.append((None, training)))
+    folder = trainings.other_generator("own 0.5", smoke, *frames.values(), tmp_path, 0)
     assert folder == tmp_path / "synthetic"
     own = set(grid.some_patients(frames["training"], 0.5, 0).index["patient"])
     assert len(own) < frames["training"].index["patient"].nunique()
