@@ -93,12 +93,14 @@ def lying_on_its_side(root, file):
 
 
 def unkeepable(root, file):
-    def speck(label):
-        label = np.where(label == 3, 0, label)
-        label[label.shape[0] // 2, -1] = 3
+    def specks(label):  # (W, H): an atrium of single pixels at the size that is trained on, which no warp keeps
+        label, pixel = np.where(label == 3, 0, label), len(label) // 32
+        for column in range(6, 26, 3):
+            for row in (25, 28, 31):
+                label[column * pixel : (column + 1) * pixel, row * pixel : (row + 1) * pixel] = 3
         return label
 
-    turned(file("patient0001", "4CH_ED_gt"), speck)
+    turned(file("patient0001", "4CH_ED_gt"), specks)
     return "patient0001: no plausible augmentation in 50 draws"
 
 
@@ -114,12 +116,14 @@ def empty_patient(root, file):
 
 
 def listed_twice(root, file):
-    (root / "database_split/subgroup_training.txt").open("a").write("patient0001\n")
+    with (root / "database_split/subgroup_training.txt").open("a") as file:
+        file.write("patient0001\n")
     return "patient0001: listed twice in subgroup_training.txt"
 
 
 def no_folder(root, file):
-    (root / "database_split/subgroup_training.txt").open("a").write("patient0777\n")
+    with (root / "database_split/subgroup_training.txt").open("a") as file:
+        file.write("patient0777\n")
     return "patient0777: in the training split, but has no folder"
 
 
