@@ -1,7 +1,8 @@
 """Every hyper-parameter, in one place: five profiles, from a test of seconds to the paper's own configuration.
 
 The defaults are the paper's (Stojanovski et al. 2023 and its released code). What the compact profiles set differently
-was sized to the machine and taken from common practice; nothing was chosen by looking at test data.
+was sized to the machine, taken from common practice, or chosen on validation patients (results/protocol.md says when
+test patients were scored).
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -120,13 +121,13 @@ class GridConfig:
     synthetic_shares: tuple[float, ...] = (0.125, 0.25, 0.5)  # of the synthetic images
     drop_worst: tuple[float, ...] = (10.0,)  # percentages of them, by label fidelity
     real_shares: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5)  # of the training patients
-    own_shares: tuple[float, ...] = (0.05, 0.1)  # with a generator trained on those patients alone,
-    own_steps: float = 0.4  # in this part of the full generator's steps
+    own_shares: tuple[float, ...] = (0.05, 0.1)  # with a generator trained on those patients alone
+    own_steps: float = 0.4  # the steps of that generator's training, as a fraction of the full generator's
     few_seeds: int = 3  # segmenter seeds of the rows with so few patients
     generator_again: bool = True  # a second seed of the full generator
 
 
-EQUIVALENCE_MARGIN = 2.0  # Dice points within which synthetic images are said to replace real ones; set before looking
+EQUIVALENCE_MARGIN = 2.0  # Dice points within which training sets count as equivalent (results/protocol.md)
 BOOTSTRAP_RESAMPLES = 10_000
 
 
@@ -174,7 +175,7 @@ CPU = Profile(
         learning_rate=4e-4,
         warmup_steps=100,
         ema_decay=0.998,
-        flip_probability=0.0,  # a mirrored heart is not drawn from the data; half the distribution to learn
+        flip_probability=0.0,  # no heart in the data is mirrored; without flips there is half the distribution to learn
         precision="bf16",
         validate_every=200,
     ),

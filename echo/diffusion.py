@@ -131,7 +131,8 @@ def diffusion_loss(
     snr = alpha_bar / (1 - alpha_bar)
     target, x_0_weight = epsilon, snr  # the error of epsilon is sqrt(SNR) times that of x_0
     if prediction_type == "v_prediction":
-        target, x_0_weight = q_sample(schedule, epsilon, t, -x_0), snr + 1
+        signal, noise = at(schedule.alpha_bar.sqrt(), t, x_0), at((1 - schedule.alpha_bar).sqrt(), t, x_0)
+        target, x_0_weight = signal * epsilon - noise * x_0, snr + 1
     simple = (output[:, : x_0.shape[1]] - target).square().flatten(1).mean(1)
     if snr_gamma is not None:
         simple = simple * snr.clamp(max=snr_gamma) / x_0_weight

@@ -1,8 +1,7 @@
-"""What survives a kill: files written whole or not at all, digests of inputs, stages that are begun and finished."""
+"""What survives a kill: files written whole or not at all, and the digest of what they were made from."""
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,41 +44,51 @@ def write_csv(path: Path, table: "pd.DataFrame", **options) -> None:
         table.to_csv(temporary, index=False, **options)
 
 
+class DamagedFile(ValueError):
+    """A file of a run is truncated, or another program's; the message is one line with the file and what to do."""
+
+    def __init__(self, path: Path, reason: object):
+        line = " ".join(
+            f"{path}: damaged ({reason}): put a whole copy back, or remove it to have it made again".split()
+        )
+        super().__init__(" ".join(line.split()))
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Whatever a library says of a damaged file in this block becomes `DamagedFile`; a missing file stays missing."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError, DamagedFile):
+        raise
+    except Exception as error:  # json, zipfile, zlib, numpy and pandas share no narrower class
+        raise DamagedFile(path, f"{type(error).__name__}: {error}") from None
+
+
 def read_json(path: Path) -> object:
-    """The value of a JSON file."""
-    return json.loads(path.read_text())
+    """The value of a JSON file.
+
+    Raises:
+        DamagedFile: when it is none.
+    """
+    with whole(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_csv(path: Path, **options) -> "pd.DataFrame":
+    """A table that `write_csv` wrote; `options` as for `pandas.read_csv`.
+
+    Raises:
+        DamagedFile: when it is none, or its last line was cut off.
+    """
+    import pandas as pd
+
+    with whole(path):
+        if not path.read_bytes().endswith(b"\n"):
+            raise ValueError("its last line is cut off")
+        return pd.read_csv(path, **options)
 
 
 def digest(*values: object) -> str:
     """Sixteen hexadecimal digits that identify JSON-able values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def begin(stage: Path, inputs: str, parts: bool = False) -> bool:
-    """Open a stage's folder for work from these inputs (a digest); False when it is finished already.
-
-    What an interrupted run left there is kept if it came from the same inputs, and removed if not; all of it is kept
-    where the stage has `parts` that begin by themselves, each from its own inputs.
-    """
-    marker = stage / "inputs.json"
-    if marker.exists() and read_json(marker) != inputs:
-        if parts:
-            (stage / "done").unlink(missing_ok=True)
-        else:
-            old = stage.with_name(f".{stage.name}.old")  # renamed first: a kill leaves all of it, or nothing
-            shutil.rmtree(old, ignore_errors=True)
-            shutil.rmtree(stage.rename(old))
-    if is_done(stage):
-        return False
-    write_json(marker, inputs)
-    return True
-
-
-def is_done(stage: Path) -> bool:
-    """Whether the stage in this folder is finished."""
-    return (stage / "done").exists()
-
-
-def finish(stage: Path) -> None:
-    """Mark the stage in this folder as finished."""
-    (stage / "done").touch()

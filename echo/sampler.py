@@ -18,9 +18,11 @@ from torch import Tensor
 
 from echo.config import Profile
 from echo.device import autocast, tune_cpu
+from echo.fast import FastConditioning, speed_up
 from echo.labels import one_hot
 from echo.unet import SemanticUNet
 
+MOST_BYTES = 8e9  # of SPADE's scales and shifts, kept from the first step for all others
 SCHEDULERS = ("ddim", "dpm++", "unipc", "heun", "ddpm")
 
 
@@ -64,7 +66,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
 
     def __init__(self, unet: SemanticUNet, scheduler: SchedulerMixin):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=speed_up(unet), scheduler=scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -119,25 +121,25 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generators} if takes_generator else {}
         x = x * scheduler.init_noise_sigma  # 1, but for Heun, which works on x_t / sqrt(alpha_bar_t)
-        with unet.conditioning(y):
-            for t, network_t in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
-                model_input = scheduler.scale_model_input(x, t)
-                model_input = torch.cat([model_input, model_input]) if guided else model_input
-                output = unet(model_input, network_t.expand(len(model_input)), y, c).sample.float()
-                if guided:
-                    output, without = output.chunk(2)
-                    guide = without[:, :channels] + guidance_scale * (output - without)[:, :channels]
-                    # A variance stays the one predicted with the label map: extrapolated, it would leave its range.
-                    output = torch.cat([guide, output[:, channels:]], dim=1)
-                if not keeps_variance:
-                    output = output[:, :channels]
-                step = scheduler.step(output, t, x, **extra)
-                x = step.prev_sample
-                if trajectory is not None:
-                    trajectory.append(scheduler.scale_model_input(x, t).cpu())
-                if guesses is not None:  # multistep solvers keep it for their next step instead of returning it
-                    guess = step.pred_original_sample if "pred_original_sample" in step else scheduler.model_outputs[-1]
-                    guesses.append(guess.cpu())
+        conditioning = FastConditioning(y, MOST_BYTES)
+        for t, network_t in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
+            model_input = scheduler.scale_model_input(x, t)
+            model_input = torch.cat([model_input, model_input]) if guided else model_input
+            output = unet(model_input, network_t.expand(len(model_input)), conditioning, c).sample.float()
+            if guided:
+                output, without = output.chunk(2)
+                guide = without[:, :channels] + guidance_scale * (output - without)[:, :channels]
+                # A variance stays the one predicted with the label map: extrapolated, it would leave its range.
+                output = torch.cat([guide, output[:, channels:]], dim=1)
+            if not keeps_variance:
+                output = output[:, :channels]
+            step = scheduler.step(output, t, x, **extra)
+            x = step.prev_sample
+            if trajectory is not None:
+                trajectory.append(scheduler.scale_model_input(x, t).cpu())
+            if guesses is not None:  # multistep solvers keep it for their next step instead of returning it
+                guess = step.pred_original_sample if "pred_original_sample" in step else scheduler.model_outputs[-1]
+                guesses.append(guess.cpu())
         return ((x + 1) / 2).clamp(0, 1).cpu()
 
 

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from echo.config import Profile, TrainingConfig
 from echo.device import get_device, supported_precision, tune_cpu
 from echo.diffusion import Schedule, cosine_schedule, diffusion_loss, q_sample
+from echo.fast import FastConditioning, speed_up
 from echo.frames import Frames
 from echo.labels import one_hot
 from echo.progress import tqdm
@@ -68,7 +69,7 @@ def batch_loss(
     x_0, label_map, class_labels, t, epsilon = (part.to(accelerator.device, non_blocking=True) for part in batch)
     x_t = q_sample(schedule, x_0, t, epsilon)
     with accelerator.autocast():
-        output = unet(x_t, t, label_map, class_labels).sample
+        output = unet(x_t, t, FastConditioning(label_map), class_labels).sample
     prediction = config.prediction_type, config.snr_gamma
     return diffusion_loss(schedule, output.float(), x_0, x_t, epsilon, t, *prediction).mean()
 
@@ -134,7 +135,7 @@ def train(
     torch.manual_seed(seed)
     tune_cpu()
     # Channels last: the layout in which CPUs and tensor cores convolve fastest.
-    raw = build_unet(profile).to(memory_format=torch.channels_last)
+    raw = speed_up(build_unet(profile)).to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
         raw.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(raw.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)

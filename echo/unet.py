@@ -6,11 +6,7 @@ checkpoints, so that their state dicts load as they are.
 """
 
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from echo.config import VIEW_PHASES, Profile
-from echo.spade import GroupNorm, LabelPatches, SpadeGroupNorm, held, modulated
+from echo.spade import Conditioning, SpadeGroupNorm
 
 
 @dataclass
@@ -52,11 +48,11 @@ class ResBlock(nn.Module):
         super().__init__()
         self.resample = resample
         self.in_layers = nn.Sequential(
-            GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out_channels))
         self.out_layers = nn.Sequential(
-            GroupNorm(groups, out_channels),
+            nn.GroupNorm(groups, out_channels),
             nn.SiLU(),
             nn.Identity(),  # the released network's dropout, 0 throughout; it keeps the parameter names in step
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -71,20 +67,19 @@ class ResBlock(nn.Module):
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         return x
 
-    def first_norm(self, x: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
+    def first_norm(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         return self.in_layers[0](x)
 
-    def second_norm(self, h: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
+    def second_norm(self, h: Tensor, conditioning: Conditioning) -> Tensor:
         return self.out_layers[0](h)
 
-    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
-        in_place = not torch.is_grad_enabled()
-        h = self.in_layers[-1](self.resampled(F.silu(self.first_norm(x, label_map), in_place)))
+    def forward(self, x: Tensor, embedding: Tensor, conditioning: Conditioning) -> Tensor:
+        h = F.silu(self.first_norm(x, conditioning))
+        h = self.in_layers[-1](self.resampled(h))
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, out_channels, 1, 1) each
-        h = modulated(self.second_norm(h, label_map), 1 + scale, shift)
-        h = self.out_layers[-1](F.silu(h, in_place))
-        skip = self.skip_connection(self.resampled(x))
-        return h.add_(skip) if in_place else h + skip
+        h = self.second_norm(h, conditioning) * (1 + scale) + shift
+        h = self.out_layers[-1](F.silu(h))
+        return self.skip_connection(self.resampled(x)) + h
 
 
 class SpadeResBlock(ResBlock):
@@ -106,52 +101,39 @@ class SpadeResBlock(ResBlock):
         self.out_norm = SpadeGroupNorm(out_channels, label_channels, hidden, groups)
         self.out_layers = nn.Sequential(*self.out_layers[1:])
 
-    def first_norm(self, x: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
-        return self.in_norm(x, label_map)
+    def first_norm(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.in_norm(x, conditioning)
 
-    def second_norm(self, h: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
-        return self.out_norm(h, label_map)
-
-
-def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of (B, heads, N, d), by a flash kernel where that is the faster.
-
-    On a CPU, written out image by image, so that an image's N x N weights stay in the cache, it is about 2.5 times as
-    fast; but a backward pass would keep them.
-    """
-    if q.device.type == "cpu" and q.shape[2] <= 1024 and not torch.is_grad_enabled():
-        k = (k * q.shape[3] ** -0.5).transpose(2, 3)
-        return torch.stack([(q_i @ k_i).softmax(-1) @ v_i for q_i, k_i, v_i in zip(q, k, v, strict=True)])
-    return F.scaled_dot_product_attention(q, k, v)
+    def second_norm(self, h: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.out_norm(h, conditioning)
 
 
 class AttentionBlock(nn.Module):
-    """Multi-head self-attention over pixels, with a residual connection."""
+    """Multi-head self-attention over pixels, softmax(q^T k / sqrt(d)) v, with a residual connection."""
 
     def __init__(self, channels: int, head_channels: int, groups: int):
         super().__init__()
         self.head_channels = head_channels
-        self.norm = GroupNorm(groups, channels)
+        self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, conditioning: Conditioning) -> Tensor:
         b, c, height, width = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
-        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
-        qkv = qkv.reshape(b, height * width, 3, c // self.head_channels, self.head_channels)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, H W, d) each
-        a = dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height * width, c)
-        a = F.linear(a, self.proj_out.weight[:, :, 0], self.proj_out.bias)
-        return x + a.reshape(b, height, width, c).permute(0, 3, 1, 2)
+        qkv = self.qkv(self.norm(x).flatten(2))  # (B, 3 C, N) of the N = height x width pixels
+        qkv = qkv.reshape(b, 3, c // self.head_channels, self.head_channels, height * width)
+        q, k, v = qkv.unbind(1)  # (B, heads, d, N) each
+        weights = torch.softmax(q.transpose(2, 3) @ k / math.sqrt(self.head_channels), dim=-1)  # (B, heads, N, N)
+        a = (v @ weights.transpose(2, 3)).reshape(b, c, height * width)
+        return x + self.proj_out(a).reshape(b, c, height, width)
 
 
 class BlockSequence(nn.Sequential):
     """Blocks in a row; the convolution that opens the encoder takes x alone."""
 
-    def forward(self, x: Tensor, embedding: Tensor, label_map: Tensor | LabelPatches) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, conditioning: Conditioning) -> Tensor:
         for block in self:
-            x = block(x) if isinstance(block, nn.Conv2d) else block(x, embedding, label_map)
+            x = block(x) if isinstance(block, nn.Conv2d) else block(x, embedding, conditioning)
         return x
 
 
@@ -195,11 +177,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         super().__init__()
         if image_size % 2 ** (len(channel_mult) - 1):
             raise ValueError(f"image_size {image_size} is not divisible by 2 ** {len(channel_mult) - 1}")
-        # Whether SPADE is computed once for each different label patch (`LabelPatches`), or by convolution. None means
-        # the former on a CPU where SPADE is wide, and so most of the work; on a GPU it would make the device wait.
-        self.patchwise: bool | None = None
         self.gradient_checkpointing = False  # set by `enable_gradient_checkpointing`
-        self.conditioned: Tensor | LabelPatches | None = None
         d = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, d), nn.SiLU(), nn.Linear(d, d))
         if num_classes:
@@ -241,20 +219,20 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                     side *= 2
                 self.output_blocks.append(BlockSequence(*blocks))
         self.out = nn.Sequential(
-            GroupNorm(norm_groups, ch),
+            nn.GroupNorm(norm_groups, ch),
             nn.SiLU(),
             zeroed(nn.Conv2d(ch, in_channels * (2 if learned_variance else 1), 3, padding=1)),
         )
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, label_map: Tensor, class_labels: Tensor | None = None
+        self, sample: Tensor, timestep: Tensor, conditioning: Conditioning, class_labels: Tensor | None = None
     ) -> SemanticUNetOutput:
         """Predict from a noised image.
 
         Args:
             sample: x_t, (B, C, H, W), about unit variance.
             timestep: t, (B,), 0 to T - 1.
-            label_map: one-hot (B, K, H, W); all zeros stands for "no label map".
+            conditioning: `Conditioning(label_map)`, of a one-hot label map (B, K, H, W).
             class_labels: view-and-phase class (B,), required when the network has `num_classes`.
         """
         embedding = self.time_embed(timestep_embedding(timestep, self.config.model_channels).to(sample.dtype))
@@ -262,12 +240,11 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             if class_labels is None:
                 raise ValueError(f"class_labels is missing: this network has {self.config.num_classes} classes")
             embedding = embedding + self.label_emb(class_labels)
-        y = self.prepared(label_map) if self.conditioned is None else self.conditioned
 
         def run(block: BlockSequence, h: Tensor) -> Tensor:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                return self._gradient_checkpointing_func(block, h, embedding, y)
-            return block(h, embedding, y)
+                return self._gradient_checkpointing_func(block, h, embedding, conditioning)
+            return block(h, embedding, conditioning)
 
         h, skips = sample, []
         for block in self.input_blocks:
@@ -277,100 +254,6 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         for block in self.output_blocks:
             h = run(block, torch.cat([h, skips.pop()], dim=1))
         return SemanticUNetOutput(sample=self.out(h))
-
-    def prepared(self, label_map: Tensor) -> Tensor | LabelPatches:
-        """The label map (B, K, H, W) as the SPADE layers of this network, on this device, take it."""
-        pays = label_map.device.type == "cpu" and self.config.spade_hidden >= 64
-        patchwise = pays if self.patchwise is None else self.patchwise
-        return LabelPatches(label_map) if patchwise else label_map
-
-    @contextmanager
-    def conditioning(self, label_map: Tensor, most_bytes: float = 8e9) -> Iterator[None]:
-        """Within this context the network is conditioned on `label_map` (B, K, H, W), whatever it is called with.
-
-        SPADE's scales and shifts depend on the label map alone, not on t: sampling computes them once and reuses them
-        over all its steps, with the same result to the bit. `most_bytes` bounds what is kept; layers that do not fit
-        compute theirs again each time.
-        """
-        self.conditioned = self.prepared(label_map)
-        try:
-            with held(self, most_bytes):
-                yield
-        finally:
-            self.conditioned = None
-
-    @classmethod
-    def from_released(
-        cls, checkpoint: str | Path | dict[str, Tensor], *, image_size: int = 256, num_head_channels: int = 64
-    ) -> "SemanticUNet":
-        """The network of one of the authors' checkpoints (`ema_0.9999_050000_*.pt`), a path or a state dict.
-
-        What the names and shapes cannot tell is given: the image size, and the channels of an attention head. Only
-        weights are read; a file that holds anything else is refused, and none of its code runs.
-
-        Raises:
-            ValueError: when it is not such a checkpoint, naming the first thing that is wrong.
-        """
-        name, state = "state dict", checkpoint
-        if not isinstance(checkpoint, dict):
-            name = str(checkpoint)
-            try:
-                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch.load raises whatever its unpickler meets
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise ValueError(f"{name}: cannot be read as weights: {reason}") from None
-        try:
-            config = _released_config(state, image_size, num_head_channels)
-            with torch.device("meta"):
-                expected = {k: v.shape for k, v in cls(**config).state_dict().items()}
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{name}: not a semantic diffusion checkpoint: {error}") from None
-        for key in sorted(expected.keys() | state.keys()):
-            found = tuple(state[key].shape) if key in state else "nothing"
-            wanted = tuple(expected[key]) if key in expected else "nothing"
-            if found != wanted:
-                raise ValueError(f"{name}: {key} has {found} where {wanted} belongs")
-        unet = cls(**config)
-        unet.load_state_dict(state)
-        return unet.eval()
-
-    def to_released(self) -> dict[str, Tensor]:
-        """A state dict with the released checkpoints' names, in float32 on the CPU.
-
-        Raises:
-            ValueError: for a network with view-and-phase classes, which the authors' code does not have.
-        """
-        if self.config.num_classes:
-            raise ValueError("a network with view-and-phase classes has no released form: it has a label embedding")
-        return {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
-
-
-def _released_config(state: dict[str, Tensor], image_size: int, head_channels: int) -> dict:
-    """Arguments of `SemanticUNet` read off a released state dict."""
-    count = len({name.split(".")[1] for name in state if name.startswith("output_blocks.")})
-    # The last output block of each level but the first ends in an upsampling SPADE block, behind any attention.
-    ups = sorted(
-        int(n.split(".")[1]) for n in state if re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.1\.bias", n)
-    )
-    num_res_blocks = ups[0] if ups else count - 1
-    first_of_level = range(1, count, num_res_blocks + 1)
-    out_channels, in_channels = state["out.2.bias"].shape[0], state["input_blocks.0.0.weight"].shape[1]
-    width = state["time_embed.0.weight"].shape[1]
-    hidden, label_channels = state["middle_block.0.in_norm.mlp_shared.0.weight"].shape[:2]
-    return {
-        "image_size": image_size,
-        "in_channels": in_channels,
-        "learned_variance": out_channels == 2 * in_channels,
-        "label_channels": label_channels,
-        "model_channels": width,
-        "channel_mult": tuple(state[f"input_blocks.{k}.0.out_layers.3.bias"].shape[0] // width for k in first_of_level),
-        "num_res_blocks": num_res_blocks,
-        "attention_resolutions": tuple(
-            image_size >> level for level, k in enumerate(first_of_level) if f"input_blocks.{k}.1.qkv.weight" in state
-        ),
-        "head_channels": head_channels,
-        "spade_hidden": hidden,
-    }
 
 
 def build_unet(profile: Profile) -> SemanticUNet:

@@ -1,9 +1,46 @@
 """The apparatus: how the paper's method (`echo`) is run, checked, compared and shown."""
 
+import os
+import sys
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
-README = REPOSITORY / "README.md"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "results.md"]  # which show the tables of published runs
 FIGURES = REPOSITORY / "figures"
+NOTEBOOKS = REPOSITORY / "notebooks"
 PAPER_RESULTS = REPOSITORY / "data" / "paper_results.csv"
+ADDRESS = "https://github.com/echo-from-noise/echo-from-noise"
+
+
+def need_checkout() -> None:
+    """Notebooks, committed results and the paper's numbers are files of the repository, not of the installed package.
+
+    Raises:
+        FileNotFoundError: when the package was installed without them; the message says what to do.
+    """
+    for path in (NOTEBOOKS, RESULTS, PAPER_RESULTS):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path.name} is not installed with the package: run this in a clone of {ADDRESS}, after "
+                "`pip install --editable .`"
+            )
+
+
+@cache
+def writable(folder: Path) -> Path:
+    """`folder`, a place below the repository; or the same place below ECHO_CACHE (by default
+    ~/.cache/echo-from-noise) where the repository cannot be written, or is not a clone. A line says so, once."""
+    try:
+        if not NOTEBOOKS.exists():
+            raise OSError
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise OSError
+    except OSError:
+        cache = Path(os.environ.get("ECHO_CACHE", "~/.cache/echo-from-noise")).expanduser()
+        elsewhere = cache / folder.relative_to(REPOSITORY)
+        print(f"{folder} cannot be written: {elsewhere} is used", file=sys.stderr)
+        return elsewhere
+    return folder

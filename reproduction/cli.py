@@ -1,54 +1,103 @@
 """The command line: `python -m echo --help`."""
 
+import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from echo.config import PROFILES
-from reproduction import RESULTS
-from reproduction.runs.run import STAGES, STUDIES
+from reproduction import RESULTS, need_checkout
+from reproduction.runs.table import PIPELINE, STAGES, STUDIES
+
+EXPECTED = (ValueError, OSError, FloatingPointError)  # what a user can mend; their messages say what
+DEBUG = "ECHO_DEBUG"
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Every error is one line and exit status 1, with a traceback where it is asked for; an interruption is 130."""
+    try:
+        yield
+    except (click.exceptions.Exit, click.exceptions.Abort, click.ClickException):
+        raise
+    except KeyboardInterrupt as stopped:
+        leave(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", 130)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        line = " ".join(str(error).split())
+        if not isinstance(error, EXPECTED) and type(error).__name__ != "NotebookError":
+            line = f"{type(error).__name__}: {line} (a traceback with --debug)"
+        leave(f"error: {line}", 1)
+
+
+def leave(line: str, status: int) -> None:
+    """End the command with one line on stderr."""
+    typer.echo(line, err=True)
+    raise typer.Exit(status) from None
+
+
+class Commands(TyperGroup):
+    """All commands, with `plain_errors`."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        with plain_errors():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Echo from Noise: from raw echocardiograms to the Dice table.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Print an error's traceback.")] = False) -> None:
+    """Echo from Noise: from raw echocardiograms to the Dice table."""
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
+def main() -> None:
+    """The program `python -m echo`."""
+    app(prog_name="python -m echo")
+
+
+def here(path: str) -> Path:
+    """A path option, with ~ expanded: no shell does it after "="."""
+    return Path(path).expanduser()
+
+
+def expanded(text: str) -> str:
+    """The same, where a path may be absent or "phantom"."""
+    return str(here(text)) if text.startswith("~") else text
+
+
 ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
-Stage = StrEnum("Stage", list(STAGES))
-
-
-StudyName = StrEnum("StudyName", {"sampler": "sampler", "editing": "editing", "quality": "quality", "grid": "tables"})
+StageName = StrEnum("StageName", {name: name for name in PIPELINE})
+StudyName = StrEnum("StudyName", {name: name for name in STUDIES})
 Source = StrEnum("Source", {"camus": "camus", "weights": "released-weights"})
 ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
-DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a CAMUS release.')]
-RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.")]
+DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a dataset.', callback=expanded)]
+RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.", callback=expanded)]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
-SetArgument = Annotated[Path, typer.Argument(help="A finished synthetic set: runs/NAME/synthetic.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Move stages that were made from other inputs aside, and begin them anew.")
+]
+SetArgument = Annotated[Path, typer.Argument(help="A finished synthetic set: runs/NAME/synthetic.", parser=here)]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, of a run under way or finished.", parser=here)]
 DropOption = Annotated[float, typer.Option(help="Leave out the worst so many %, after `fidelity`.")]
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """What a user can mend is one line and exit status 1; an interruption is 130."""
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        typer.echo(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
-    except Exception as error:
-        if not isinstance(error, (ValueError, OSError, FloatingPointError)):
-            from reproduction.runs.notebooks import NotebookError
-
-            if not isinstance(error, NotebookError):
-                raise
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def stop_kernels_too() -> None:
@@ -57,52 +106,63 @@ def stop_kernels_too() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
+def move_aside(fresh: bool) -> None:
+    """What --fresh asks for, in this process and those that it starts."""
+    from reproduction.runs.inputs import FRESH
+
+    os.environ.pop(FRESH, None)
+    if fresh:
+        os.environ[FRESH] = "1"
+
+
 @app.command()
 def reproduce(
     profile: ProfileOption = ProfileName.laptop,
     data: DataOption = "phantom",
     run: RunOption = "",
     seed: SeedOption = 0,
-    only: Annotated[Stage | None, typer.Option(help="One stage alone; those before it must be finished.")] = None,
+    only: Annotated[StageName | None, typer.Option(help="One stage alone; those before it must be finished.")] = None,
+    fresh: FreshOption = False,
 ) -> None:
     """Run the notebooks from raw frames to the Dice table. Called again, it resumes: finished stages are skipped."""
-    from reproduction.runs import notebooks, run
+    from reproduction.runs import notebooks
     from reproduction.runs.publish import summary
 
     stop_kernels_too()
-    with plain_errors():
-        folder = notebooks.reproduce(profile.value, data, run, seed, only.value if only else None)
-    if only in (None, Stage.tables):
-        typer.echo(summary(folder))
+    move_aside(fresh)
+    root = notebooks.reproduce(profile.value, data, run, seed, only.value if only else None)
+    if only in (None, StageName.tables):
+        typer.echo(summary(root))
 
 
 @app.command()
 def study(
     name: Annotated[
         StudyName,
-        typer.Argument(
-            help="sampler: steps and guidance (notebook 06); editing: do images follow edits (07); "
-            "quality: synthetic against real images (08); "
-            "tables: the experiment grid, fewer patients and fewer images (09)."
-        ),
+        typer.Argument(help="; ".join(f"{n}: {STAGES[n].study} (notebook {STAGES[n].notebook[:2]})" for n in STUDIES)),
     ],
     profile: ProfileOption = ProfileName.laptop,
     data: DataOption = "phantom",
     run: RunOption = "",
     seed: SeedOption = 0,
+    fresh: FreshOption = False,
 ) -> None:
     """Run a study's notebook on a finished run. Called again, it resumes."""
     from reproduction.runs import notebooks
 
     stop_kernels_too()
-    with plain_errors():
-        folder = notebooks.reproduce(profile.value, data, run, seed, name.name)
-    typer.echo(folder / STUDIES[name.name][0])
+    move_aside(fresh)
+    root = notebooks.reproduce(profile.value, data, run, seed, name.value)
+    typer.echo(root / STAGES[name.value].folder)
 
 
 @app.command()
 def train(
-    profile: ProfileOption = ProfileName.laptop, data: DataOption = "phantom", run: RunOption = "", seed: SeedOption = 0
+    profile: ProfileOption = ProfileName.laptop,
+    data: DataOption = "phantom",
+    run: RunOption = "",
+    seed: SeedOption = 0,
+    fresh: FreshOption = False,
 ) -> None:
     """Train the diffusion model without a notebook, preparing its data first. Called again, it resumes.
 
@@ -110,14 +170,15 @@ def train(
     """
     from echo.device import launched
     from reproduction.runs import stages
-    from reproduction.runs.run import open_run
+    from reproduction.runs.run import one_command, open_run
 
-    with plain_errors():
-        opened = open_run(profile.value, data, run, seed, recompute=True)
-        stages.diffusion_stage(opened)
+    move_aside(fresh)
+    opened = open_run(profile.value, data, run, seed, recompute=True)
+    with one_command(opened):
+        stages.complete(opened, "diffusion")
     rank, _processes = launched() or (0, 1)
     if rank == 0:
-        typer.echo(opened.folder / "diffusion")
+        typer.echo(opened.folder("diffusion"))
 
 
 @app.command()
@@ -125,13 +186,15 @@ def trace(
     table: Annotated[int, typer.Argument(help="1 (Dice), 2 (by view, phase, quality) or 3 (mm, volumes, EF).")],
     row: Annotated[str, typer.Argument(help='Such as "LV endo"; an unknown one lists those there are.')],
     column: Annotated[str, typer.Argument(help="A training set, such as synthetic-only.")],
-    run: Annotated[Path, typer.Option(help="A run folder, or its extract in results/.")] = RESULTS / "laptop-phantom",
+    run: Annotated[Path, typer.Option(help="A run folder, or its extract in results/.", parser=here)] = (
+        RESULTS / "laptop-phantom"
+    ),
 ) -> None:
     """Where a number in a table comes from: its run, files, columns and command; and the number, computed again."""
     from reproduction.runs.trace import trace as origin
 
-    with plain_errors():
-        typer.echo(origin(run.resolve(), table, row, column))
+    need_checkout()
+    typer.echo(origin(run.resolve(), table, row, column))
 
 
 @app.command()
@@ -159,18 +222,17 @@ def generate(
 
     from echo.device import launched
     from reproduction.runs import stages
-    from reproduction.runs.run import home_of, open_run
+    from reproduction.runs.run import open_run
 
-    with plain_errors():
-        k, n = parse_shard(shard) if shard else launched() or (0, 1)
-        opened = open_run(profile.value, data, run, seed, recompute=True)
-        folder = home_of(opened, "generation")
-        if images:
-            folder = opened.folder / f"synthetic-{images}"
-            changed = replace(opened.profile, generation=replace(opened.profile.generation, images=images))
-            stages.paint_set(replace(opened, profile=changed), folder, (k, n))
-        else:
-            stages.generation_stage(opened, (k, n))
+    k, n = parse_shard(shard) if shard else launched() or (0, 1)
+    opened = open_run(profile.value, data, run, seed, recompute=True)
+    folder = opened.folder("generation")
+    if images:
+        folder = opened.root / f"synthetic-{images}"
+        changed = replace(opened.profile, generation=replace(opened.profile.generation, images=images))
+        stages.paint_set(replace(opened, profile=changed), folder, (k, n))
+    else:
+        stages.generation_stage(opened, (k, n))
     complete = (folder / "manifest.csv").exists()
     typer.echo(folder if complete else f"{folder}: shard {k}/{n} is painted, others are not")
 
@@ -196,8 +258,7 @@ def verify(
     """
     from reproduction.runs.publish import check_set
 
-    with plain_errors():
-        faults = check_set(folder.resolve(), regenerate, sample, seed)
+    faults = check_set(folder.resolve(), regenerate, sample, seed)
     typer.echo("\n".join(faults) if faults else f"{folder}: every file is what was written")
     raise typer.Exit(1 if faults else 0)
 
@@ -207,32 +268,30 @@ def fidelity(folder: SetArgument) -> None:
     """Score how well each image shows its label map, by the run's segmenter trained on real images: fidelity.csv."""
     from reproduction.runs import stages
 
-    with plain_errors():
-        table = stages.score_fidelity(folder.resolve())
+    table = stages.score_fidelity(folder.resolve())
     typer.echo(f"{folder / 'fidelity.csv'}: mean Dice {100 * table['mean'].mean():.1f} %")
 
 
 @app.command()
 def export(
     folder: SetArgument,
-    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    target: Annotated[Path, typer.Argument(help="A new folder.", parser=here)],
     drop_worst: DropOption = 0.0,
 ) -> None:
     """Write a synthetic set in CAMUS's NIfTI layout, for any tool that reads CAMUS; the testing list is empty."""
     from reproduction.synthesis.synthetic_set import export_camus
 
-    with plain_errors():
-        left_out = export_camus(folder, target, drop_worst)
+    left_out = export_camus(folder, target, drop_worst)
     typer.echo(f"{target}: written; {left_out} images without a partner of each view and phase are left out")
 
 
 @app.command()
-def publish(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) -> None:
+def publish(run: RunArgument) -> None:
     """Copy the committable extract of a run (numbers, logs, manifest; phantom weights and figures)."""
     from reproduction.runs.publish import publish as copy_extract
 
-    with plain_errors():
-        typer.echo("\n".join(map(str, copy_extract(run.resolve()))))
+    need_checkout()
+    typer.echo("\n".join(map(str, copy_extract(run.resolve()))))
 
 
 @app.command()
@@ -240,7 +299,7 @@ def fetch(
     source: Annotated[
         Source, typer.Argument(help="camus: its NIfTI release; released-weights: what the paper's authors released.")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put it.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put it.", parser=here)],
     accept_license: Annotated[bool, typer.Option("--accept-license", help="CAMUS's: CC BY-NC-SA 4.0.")] = False,
     url: Annotated[
         str, typer.Option(help="A mirror; by default the addresses in reproduction/datasets/fetch.py.")
@@ -249,24 +308,22 @@ def fetch(
     """Download CAMUS, and open every frame once; or the authors' weights. Called again, it goes on."""
     from reproduction.datasets import fetch as download
 
-    with plain_errors():
-        if source is Source.weights:
-            found = download.fetch_weights(folder, url or download.WEIGHTS_URL)
-            typer.echo("\n".join(map(str, found)) or f"{folder}: the record holds no checkpoint (*.pt)")
-        elif accept_license:
-            typer.echo(download.describe(download.fetch_camus(folder, url or download.CAMUS_URL)))
-        else:
-            raise ValueError(download.CAMUS_LICENCE)
+    if source is Source.weights:
+        found = download.fetch_weights(folder, url or download.WEIGHTS_URL)
+        typer.echo("\n".join(map(str, found)) or f"{folder}: the record holds no checkpoint (*.pt)")
+    elif accept_license:
+        typer.echo(download.describe(download.fetch_camus(folder, url or download.CAMUS_URL)))
+    else:
+        raise ValueError(download.CAMUS_LICENCE)
 
 
 @app.command()
-def status(run: Annotated[Path, typer.Argument(help="A run folder, of a run under way or finished.")]) -> None:
+def status(run: RunArgument) -> None:
     """Print how far each stage is, how fast it goes, and its last losses: from the run's files alone."""
     from reproduction.runs.status import status as look
 
-    with plain_errors():
-        typer.echo(look(run).to_string(index=False))
+    typer.echo(look(run).to_string(index=False))
 
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -171,13 +171,14 @@ def test_suggested_changes_work(path, k, tmp_path):
 
 
 def test_a_released_checkpoint_paints_in_notebook_03(tmp_path):
+    from echo.released import to_released
     from echo.unet import SemanticUNet
 
     torch.manual_seed(0)
     tiny = SemanticUNet(
         image_size=256, model_channels=64, channel_mult=(1, 1, 1, 1), num_res_blocks=1, attention_resolutions=()
     )
-    torch.save(tiny.to_released(), tmp_path / "ema_0.9999_050000_test.pt")
+    torch.save(to_released(tiny), tmp_path / "ema_0.9999_050000_test.pt")
     output = tmp_path / "out.ipynb"
     parameters = {"checkpoint": str(tmp_path / "ema_0.9999_050000_test.pt")}
     papermill.execute_notebook(

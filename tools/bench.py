@@ -1,4 +1,4 @@
-"""`make bench`: the network as the released code computes it against ours, in one run, on whatever device is there.
+"""`make bench`: the plain network of `echo.unet` (float32, contiguous) against the fast one, in one run, on any device.
 
 Prints tables, and writes them to `results/bench/DEVICE.json`. Times are medians after a warm-up; what counts is the
 ratios. The weights are random and the label maps the phantom's: neither changes the work.
@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -31,14 +30,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from echo.config import CPU, PAPER, SMOKE, VIEW_PHASES
 from echo.device import autocast, device_name, get_device, peak_memory_gb, supported_precision, tune_cpu
 from echo.diffusion import cosine_schedule, diffusion_loss, q_sample
+from echo.fast import FASTER, FastConditioning, speed_up
 from echo.labels import one_hot
 from echo.resume import write_json
-from echo.sampler import SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
-from echo.spade import GroupNorm
+from echo.sampler import MOST_BYTES, SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
+from echo.spade import Conditioning
 from echo.unet import AttentionBlock, SemanticUNet, build_unet
 from reproduction import RESULTS
 from reproduction.datasets.prepare import open_data, read_frames
-from tools.baseline import ours, plain
 
 FAST = tuple(name for name in SCHEDULERS if name != "ddpm")
 
@@ -119,14 +118,17 @@ AMORTISED = "ours, mean of 25 steps with the first"
 
 def prepare(unet: SemanticUNet, variant: Variant) -> None:
     """Make the network compute this way."""
-    ours(unet)
+    slow = set()
     if variant == BASELINE:
-        plain(unet)
+        slow = set(FASTER)
     if not variant.norm:
-        plain(unet, GroupNorm)
+        slow |= {nn.GroupNorm}
     if not variant.attention:
-        plain(unet, AttentionBlock)
-    unet.patchwise = None if variant.patches else False
+        slow |= {AttentionBlock}
+    speed_up(unet)
+    plain = {fast: kind for kind, fast in FASTER.items() if kind in slow}
+    for module in unet.modules():
+        module.__class__ = plain.get(type(module), type(module))
     unet.to(memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
     unet.disable_gradient_checkpointing()
     if variant.checkpointing:
@@ -136,6 +138,11 @@ def prepare(unet: SemanticUNet, variant: Variant) -> None:
 def precision(variant: Variant) -> torch.autocast:
     """The autocast context of a variant."""
     return autocast("bf16" if variant.bf16 else "fp32", get_device())
+
+
+def conditioning(variant: Variant, y: Tensor, most_bytes: float = 0) -> Conditioning:
+    """The label map as a variant takes it."""
+    return FastConditioning(y, most_bytes * variant.held) if variant.patches else Conditioning(y)
 
 
 def label_maps(case: Case, count: int) -> Tensor:
@@ -168,7 +175,7 @@ def training_step(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant) -
 
     def step() -> None:
         with precision(variant):
-            output = network(x_t, t, y, classes).sample
+            output = network(x_t, t, conditioning(variant, y), classes).sample
         diffusion_loss(schedule, output.float(), x_0, x_t, epsilon, t, "epsilon").mean().backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -205,8 +212,9 @@ def sampling_times(
     _, x_t, _, t, y, classes = inputs(case, unet, y, case.sampling_batch)
 
     def run() -> list[float]:
-        with torch.no_grad(), precision(variant), unet.conditioning(y) if variant.held else nullcontext():
-            return seconds(lambda: unet(x_t, t, y, classes), repeats, warm_up=0)
+        with torch.no_grad(), precision(variant):
+            label_map = conditioning(variant, y, MOST_BYTES)
+            return seconds(lambda: unet(x_t, t, label_map, classes), repeats, warm_up=0)
 
     run()
     first, *later = run()
@@ -219,10 +227,11 @@ def flops(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, kind: str
     sampling = kind == "sampling"
     n = case.sampling_batch if sampling else case.training_batch
     _, x_t, _, t, y, classes = inputs(case, unet, y, n)
-    with torch.no_grad(), unet.conditioning(y) if sampling and variant.held else nullcontext():
-        unet(x_t, t, y, classes)
+    label_map = conditioning(variant, y, MOST_BYTES * sampling)
+    with torch.no_grad():
+        unet(x_t, t, label_map, classes)
         with FlopCounterMode(display=False) as counter:
-            unet(x_t, t, y, classes)
+            unet(x_t, t, label_map, classes)
     return counter.get_total_flops() * (1 if sampling else 4 if variant.checkpointing else 3)
 
 
@@ -302,7 +311,7 @@ def paper_estimate(batch: int = 12) -> dict[str, float]:
     """
     kept = {}
     with torch.device("meta"):
-        unet = build_unet(PAPER).bfloat16()
+        unet = speed_up(build_unet(PAPER)).bfloat16()
         x, y = (torch.empty(1, k, PAPER.image_size, PAPER.image_size, dtype=torch.bfloat16) for k in (3, 5))
         t = torch.empty(1, dtype=torch.long)
     own = {p.untyped_storage()._cdata for p in unet.parameters()}
@@ -314,11 +323,11 @@ def paper_estimate(batch: int = 12) -> dict[str, float]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        unet(x, t, y)
+        unet(x, t, FastConditioning(y))
     weights = sum(p.numel() for p in unet.parameters()) * (5 * 4 + 2) / 1e9
     activations = sum(storage.nbytes() for storage in kept.values()) / 1e9
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(x, t, y)
+        unet(x, t, FastConditioning(y))
     forward, training = counter.get_total_flops(), PAPER.training
     return {
         "batch": batch,

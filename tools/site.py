@@ -177,15 +177,16 @@ def build(out: Path = ROOT / "_site", root: Path = ROOT) -> None:
         titles[name], claim = opening(documents[name], name)
         listing.append(f"- [{titles[name]}]({name}) {claim}")
         prepare(documents[name], name)
-    pages = PROSE | {name: Path(name).stem + ".html" for name in documents}
-    for name in PROSE:
+    prose = PROSE | {f"docs/{path.name}": f"{path.stem}.html" for path in sorted((root / "docs").glob("*.md"))}
+    pages = prose | {name: Path(name).stem + ".html" for name in documents}
+    for name in prose:
         text = (root / name).read_text()
         titles[name] = re.search(r"^# (.+)", text, re.M)[1]
         if name == "README.md":
             text = text.replace("\n## ", "\n" + "\n".join([f"## {LIST}\n", *listing]) + "\n\n## ", 1)
         documents[name] = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
 
-    way = [("index.html", titles["README.md"]), *((pages[name], titles[name]) for name in pages if name not in PROSE)]
+    way = [("index.html", titles["README.md"]), *((pages[name], titles[name]) for name in pages if name not in prose)]
     files = {"site.css": (here / "site.css").read_bytes()}
     for name, document in documents.items():
         page = Path(pages[name])

@@ -33,8 +33,10 @@ def volume_ml(cavities: list[tuple[NDArray[np.bool_], tuple[float, float]]]) -> 
     """Volume in mL of a left ventricle from its cavity's masks (H, W) in 2CH and 4CH, each with its pixel spacing.
 
     Biplane method of discs, pi/4 sum(a_i b_i) L/20 with the longer L of the two views (Lang et al. 2015). Given one
-    view alone, discs are circles. NaN where a cavity is missing.
+    view alone, discs are circles. NaN where a cavity is missing, and without a view.
     """
+    if not cavities:
+        return np.nan
     diameters, lengths = zip(*(disc_diameters(*cavity) for cavity in cavities), strict=True)
     return float(np.pi / 4 * (diameters[0] * diameters[-1]).sum() * max(lengths) / DISCS / 1000)
 

@@ -57,8 +57,8 @@ def largest_components(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def frame_scores(
     prediction: NDArray[np.uint8], label: NDArray[np.uint8], spacing_mm: tuple[float, float]
 ) -> pd.DataFrame:
-    """One row a structure and processing ("raw", "largest component") of a prediction (H, W): structure, processing,
-    dice in [0, 1], hd95_mm and assd_mm.
+    """A row for each structure and processing ("raw", "largest component") of a prediction (H, W): structure,
+    processing, dice in [0, 1], hd95_mm, assd_mm, and labelled, whether the label has the structure.
 
     A structure that only one of prediction and label has counts as missing: Dice 0, and no distance (NaN). One that
     neither has is left out: NaN throughout.
@@ -69,7 +69,14 @@ def frame_scores(
     clean = raw if (kept == prediction).all() else surface_distances(kept, label, spacing_mm)
     parts = [d.assign(dice=dice.loc[k]) for k, d in enumerate((raw, clean))]
     table = pd.concat(parts, keys=["raw", "largest component"], names=["processing", "structure"]).reset_index()
-    return table[["structure", "processing", "dice", "hd95_mm", "assd_mm"]]
+    table["labelled"] = table["structure"].map({name: np.isin(label, k).any() for name, k in STRUCTURES.items()})
+    return table[["structure", "processing", "dice", "hd95_mm", "assd_mm", "labelled"]]
+
+
+def mean_dice(network: UNet, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> pd.Series:
+    """Mean Dice, in %, of each structure that a network finds in images (N, S, S), against label maps (N, S, S) of
+    CAMUS classes; NaN for a structure in none of them."""
+    return frame_dice(predict(network, images), labels).mean() * 100
 
 
 def score(
@@ -82,10 +89,10 @@ def score(
         flip: as `predict` takes it.
 
     Returns:
-        Scores: one row a frame, structure and processing: patient, view, phase, quality, and the columns of
-        `metrics.frame_scores`. Volumes: one row a patient: patient, `clinical.patient_volumes` of the predictions
+        Scores: a row for each frame, structure and processing: patient, view, phase, quality, and the columns of
+        `frame_scores`. Volumes: a row for each patient: patient, `clinical.patient_volumes` of the predictions
         (edv_ml, esv_ml, ef) and of the expert's labels (expert_edv_ml, expert_esv_ml, expert_ef), each after
-        `metrics.largest_components`, and release_ef, the EF in % that the data set itself states.
+        `largest_components`, and release_ef, the EF in % that the data set itself states.
     """
     scores, volumes = [], []
     for patient in tqdm(patients, desc="scoring", unit="patient"):

@@ -1,7 +1,7 @@
 """Statistics of scores: means over frames, intervals over patients, paired tests, equivalence, agreement.
 
-A patient's four frames are alike, so patients, not frames, are what is resampled and tested. Scores are tidy: one row
-a frame, structure and processing, as `segmentation.score` returns them, with the columns train and seed before.
+A patient's four frames are alike, so patients, not frames, are what is resampled and tested. Scores are tidy: a
+row for each frame, structure and processing, as `segmentation.score` returns them, after the columns train and seed.
 """
 
 from itertools import product
@@ -56,11 +56,13 @@ def summary(rows: pd.DataFrame, column: str, seed: int) -> dict[str, float]:
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """p-values (m,) corrected for m tests (Holm 1979, Scand. J. Stat. 6(2):65-70)."""
+    """p-values (m,) corrected for m tests (Holm 1979, Scand. J. Stat. 6(2):65-70); NaN is no test.
+
+    Five lines instead of statsmodels, which nothing else here needs.
+    """
     p = np.asarray(p, float)
-    order = np.argsort(p)
-    corrected = np.empty_like(p)
-    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    corrected, order = np.full_like(p, np.nan), np.argsort(p)[: np.isfinite(p).sum()]  # NaN is last
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return corrected
 
 
@@ -73,8 +75,10 @@ def differences(scores: pd.DataFrame, pairs: list[tuple[str, str]], seed: int) -
     Equivalent means that the 95 % interval lies within `config.EQUIVALENCE_MARGIN`: two one-sided tests at 2.5 % each.
 
     Returns:
-        One row a pair and structure: train, reference, structure, patients, difference, low, high and seed_se in Dice
-        points (seed_se is NaN for one seed), p, p_holm, equivalent.
+        A row for each pair and structure: train, reference, structure, patients, difference, low, high and seed_se in
+        Dice points (seed_se is NaN for one seed), p, p_holm, equivalent. Of a structure that is nowhere to be found in
+        both label and prediction there is nothing to compare: patients is 0, all else missing. One patient has a
+        difference, and neither interval nor test.
 
     Raises:
         ValueError: for a training set without scores.
@@ -87,17 +91,19 @@ def differences(scores: pd.DataFrame, pairs: list[tuple[str, str]], seed: int) -
     variance = seeds.var() / seeds.count()
     rows = []
     for (train, reference), structure in product(pairs, STRUCTURES):
-        gap = (frames[structure, train] - frames[structure, reference]).dropna()
+        both = pd.DataFrame({name: frames[structure, name] for name in {train, reference}}).dropna()
+        gap = (both[train] - both[reference]).iloc[: len(both) * bool(both.to_numpy().any())]
         low, high = bootstrap_interval(gap, gap.index.get_level_values("patient"), seed)
         patients = gap.groupby("patient").mean()
-        p = stats.wilcoxon(patients).pvalue if patients.any() else 1.0
         row = {"train": train, "reference": reference, "structure": structure, "patients": len(patients)}
         row |= {"difference": gap.mean(), "low": low, "high": high}
-        row["seed_se"] = np.sqrt(variance[structure, train] + variance[structure, reference])
-        rows.append(row | {"p": p})
+        row["seed_se"] = np.sqrt(variance[structure, train] + variance[structure, reference]) if len(gap) else np.nan
+        row["p"] = np.nan if len(patients) < 2 else stats.wilcoxon(patients).pvalue if patients.any() else 1.0
+        rows.append(row)
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table["p"])
-    table["equivalent"] = (table["low"] > -EQUIVALENCE_MARGIN) & (table["high"] < EQUIVALENCE_MARGIN)
+    equivalent = (table["low"] > -EQUIVALENCE_MARGIN) & (table["high"] < EQUIVALENCE_MARGIN)
+    table["equivalent"] = equivalent.astype(object).where(table["low"].notna(), None)
     return table
 
 

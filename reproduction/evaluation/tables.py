@@ -1,7 +1,10 @@
-"""The tables: from one row a frame to the paper's row and beyond, and from each cell back to where it came from."""
+"""The tables: from the scores of single frames to the paper's row and beyond."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from echo.config import VIEW_PHASES
@@ -21,7 +24,32 @@ TRAIN_NAMES = {
 FRAME = ["train", "seed", "patient", "view", "phase", "quality"]
 DISTANCES = {"hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm"}
 VOLUMES = {"ef": "EF, points", "edv_ml": "EDV, mL", "esv_ml": "ESV, mL"}
-MEASURES = {"bias": "bias", "limits": "limits of agreement", "mae": "mean absolute difference", "r": "r"}
+AGREEMENT = {  # measure: what a row's name calls it, format of its numbers
+    "bias": ("bias", "+z.1f"),
+    "limits": ("limits of agreement", "+z.1f"),
+    "mae": ("mean absolute difference", ".1f"),
+    "r": ("r", ".2f"),
+}
+ABSENT, NONE = "absent", "–"  # no label and no prediction has the structure; there is no such number
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        selection: the scores that it is made of, as column and value; empty for patients' volumes.
+        column: what it reads of them.
+        measure: "mean", "missing", or one of `AGREEMENT`.
+        format: of its numbers.
+        scale: what values are multiplied with.
+    """
+
+    selection: dict[str, str]
+    column: str
+    measure: str
+    format: str
+    scale: int = 1
 
 
 def paper_results(source: str = "published abstract") -> pd.DataFrame:
@@ -41,8 +69,23 @@ def published_columns() -> dict[str, dict[str, str]]:
     }
 
 
+def prepared(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores as the tables read them.
+
+    A structure that no label has is absent: its Dice, which is 0 wherever a network found some, becomes NaN. A quality
+    in another spelling of upper and lower case is the known one; any other stays as it is.
+    """
+    if "labelled" in scores:  # scores of earlier versions lack the column: there, every label was complete
+        absent = ~scores.groupby("structure")["labelled"].transform("any")
+        scores = scores.assign(dice=scores["dice"].mask(absent))
+    spelling = {quality.lower(): quality for quality in QUALITIES}
+    known = {name: spelling.get(str(name).strip().lower(), str(name)) for name in scores["quality"].dropna().unique()}
+    return scores.assign(quality=scores["quality"].map(known))
+
+
 def dice_frames(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a frame, with the raw Dice in [0, 1] of each structure in a column, from tidy scores."""
+    """A row for each frame, with the raw Dice in [0, 1] of each structure in a column, from tidy scores."""
+    scores = prepared(scores)
     raw = scores[scores["processing"] == "raw"].set_index([*FRAME, "structure"])["dice"]
     return raw.unstack("structure", sort=False)[list(STRUCTURES)].reset_index().rename_axis(columns=None)
 
@@ -51,7 +94,7 @@ def dice_table(frames: pd.DataFrame) -> pd.DataFrame:
     """Mean and sd over frames, in %, as the paper gives them.
 
     Args:
-        frames: one row a frame, with columns train, seed and Dice in [0, 1] of each structure.
+        frames: a row for each frame, with columns train, seed and Dice in [0, 1] of each structure.
 
     Returns:
         Columns train, structure, seed, n_frames, dice_mean, dice_sd. A structure absent from both label and
@@ -77,82 +120,99 @@ def all_rows(trains: pd.Series) -> dict[str, str]:
 def comparison(dice: pd.DataFrame) -> pd.DataFrame:
     """structure | paper | each main row | difference: mean ± sd in %, means over segmenter seeds.
 
-    The difference is ours, synthetic-only less real-only, in Dice points. The paper published no real-only row.
+    The difference is ours, synthetic-only less real-only, in Dice points; a dash where one is missing. The paper
+    published no real-only row.
     """
     ours = dice.groupby(["structure", "train"])[["dice_mean", "dice_sd"]].mean()
-    paper = paper_results()
+    paper, means = paper_results(), ours["dice_mean"].unstack("train").reindex(columns=list(TRAIN_NAMES))
     rows = []
     for structure in STRUCTURES:
         row = {"structure": structure, "paper": spread(paper.loc[structure])}
         row |= {TRAIN_NAMES[train]: spread(ours.loc[structure, train]) for train in main_rows(dice["train"])}
-        gap = ours.loc[(structure, "synthetic"), "dice_mean"] - ours.loc[(structure, "real"), "dice_mean"]
-        rows.append(row | {"difference": f"{gap:+.1f}"})
+        gap = means.loc[structure, "synthetic"] - means.loc[structure, "real"]
+        rows.append(row | {"difference": NONE if np.isnan(gap) else f"{gap:+.1f}"})
     return pd.DataFrame(rows).set_index("structure")
 
 
 def ratios(dice: pd.DataFrame) -> dict[str, float]:
-    """Synthetic-only Dice as a fraction of real-only, for each structure."""
+    """Synthetic-only Dice as a fraction of real-only, for each structure that is there."""
     means = dice.groupby(["structure", "train"])["dice_mean"].mean().unstack()
-    return {name: round(float(means.loc[name, "synthetic"] / means.loc[name, "real"]), 3) for name in STRUCTURES}
+    fractions = (means["synthetic"] / means["real"]).reindex(list(STRUCTURES)).dropna()
+    return {name: round(float(value), 3) for name, value in fractions.items()}
 
 
 def spread(row: pd.Series) -> str:
-    """A row's mean ± sd."""
-    return f"{row['dice_mean']:.1f} ± {row['dice_sd']:.1f}"
+    """A row's mean ± sd, the mean alone where one frame has no sd; "absent" without a mean."""
+    if np.isnan(row["dice_mean"]):
+        return ABSENT
+    return f"{row['dice_mean']:.1f}" + ("" if np.isnan(row["dice_sd"]) else f" ± {row['dice_sd']:.1f}")
 
 
-def table_rows(number: int) -> dict[str, tuple[dict[str, str], str, str]]:
-    """The rows of a table by name: which scores each selects, the column it reads, and the measure it takes of it.
+def in_order(values: set, known: Iterable) -> list:
+    """These values, the known ones in their order, then the others in theirs."""
+    return [value for value in known if value in values] + sorted(values - set(known))
 
-    1: Dice. 2: Dice by view and phase, and by image quality. 3: distances in mm, raw and after keeping the largest
-    component; missing structures; agreement of ejection fraction and volumes with those of the expert's labels.
+
+def table_rows(number: int, scores: pd.DataFrame) -> dict[str, Row]:
+    """The rows of a table by name.
+
+    1: Dice. 2: Dice by view and phase, and by image quality, of those that the `prepared` scores have. 3: distances in
+    mm, raw and after keeping the largest component; missing structures; agreement of ejection fraction and volumes with
+    those of the expert's labels.
     """
     raw = {name: {"structure": name, "processing": "raw"} for name in STRUCTURES}
     if number == 1:
-        return {name: (selection, "dice", "mean") for name, selection in raw.items()}
+        return {name: Row(selection, "dice", "mean", ".1f", 100) for name, selection in raw.items()}
     if number == 2:
-        groups = {f"{view} {phase}": {"view": view, "phase": phase} for view, phase in VIEW_PHASES}
-        groups |= {quality: {"quality": quality} for quality in QUALITIES}
-        return {f"{n}, {g}": (raw[n] | groups[g], "dice", "mean") for n in STRUCTURES for g in groups}
+        pairs = set(zip(scores["view"], scores["phase"], strict=True))
+        groups = {f"{v} {phase}": {"view": v, "phase": phase} for v, phase in in_order(pairs, VIEW_PHASES)}
+        groups |= {name: {"quality": name} for name in in_order(set(scores["quality"].dropna()), QUALITIES)}
+        return {f"{n}, {g}": Row(raw[n] | groups[g], "dice", "mean", ".1f", 100) for n in STRUCTURES for g in groups}
     if number == 3:
         rows, kept = {}, {"processing": "largest component"}
         for name, selection in raw.items():
-            rows |= {f"{name}, {title}": (selection, c, "mean") for c, title in DISTANCES.items()}
-            rows |= {f"{name}, {t}, largest component": (selection | kept, c, "mean") for c, t in DISTANCES.items()}
-            rows[f"{name}, missing"] = (selection, "hd95_mm", "missing")
-        return rows | {f"{t}, {m}": ({}, c, measure) for c, t in VOLUMES.items() for measure, m in MEASURES.items()}
+            for title, processing in (("", {}), (", largest component", kept)):
+                for column, distance in DISTANCES.items():
+                    rows[f"{name}, {distance}{title}"] = Row(selection | processing, column, "mean", ".2f")
+            rows[f"{name}, missing"] = Row(selection, "hd95_mm", "missing", "d")
+        for column, title in VOLUMES.items():
+            rows |= {f"{title}, {name}": Row({}, column, m, form) for m, (name, form) in AGREEMENT.items()}
+        return rows
     raise ValueError(f"there is no table {number}: choose 1, 2 or 3")
 
 
-def select(row: tuple[dict[str, str], str, str], train: str, scores: pd.DataFrame, volumes: pd.DataFrame):
+def select(row: Row, train: str, scores: pd.DataFrame, volumes: pd.DataFrame) -> pd.DataFrame:
     """The rows of `scores` or `volumes` that a table's cell is made of."""
-    selection, column, _measure = row
-    source = volumes if column in VOLUMES else scores
-    return source[(source[["train", *selection]] == [train, *selection.values()]).all(axis=1)]
+    source = volumes if row.column in VOLUMES else scores
+    return source[(source[["train", *row.selection]] == [train, *row.selection.values()]).all(axis=1)]
 
 
-def cell(row: tuple[dict[str, str], str, str], rows: pd.DataFrame, seed: int) -> str:
+def cell(row: Row, rows: pd.DataFrame, seed: int) -> str:
     """A cell's text from the rows that `select` found.
 
     A mean: mean ± sd over frames [95 % interval over patients], seeds ± sd over seeds, Dice in %, distances in mm.
     Missing structures: how many of those that label or prediction has, over all seeds. Agreement: means over seeds.
+    What one frame, one patient or one seed cannot say is left out.
     """
-    _selection, column, measure = row
-    if measure == "missing":
-        return f"{(rows['dice'].notna() & rows[column].isna()).sum()} of {rows['dice'].count()}"
-    if not rows[column].count():
-        return "–"
-    if measure == "mean":
-        s, scale, digits = summary(rows, column, seed), *((100, 1) if column == "dice" else (1, 2))
-        mean, sd, low, high, seed_sd = (
-            f"{scale * s[name]:.{digits}f}" for name in ("mean", "sd", "low", "high", "seed_sd")
-        )
-        interval = f" [{low}, {high}]" if s["patients"] > 1 else ""
-        return f"{mean} ± {sd}{interval}" + (f", seeds ± {seed_sd}" if s["seeds"] > 1 else "")
-    found = agreement(rows, column)
-    if measure == "limits":
-        return f"{found['low']:+z.1f} to {found['high']:+z.1f}"
-    return f"{found[measure]:{ {'bias': '+z.1f', 'mae': '.1f', 'r': '.2f'}[measure] }}"
+    if row.column not in VOLUMES and len(rows) and not rows["dice"].count():
+        return ABSENT
+    if row.measure == "missing":
+        return f"{(rows['dice'].notna() & rows[row.column].isna()).sum()} of {rows['dice'].count()}"
+    if not rows[row.column].count():
+        return NONE
+
+    def text(value: float) -> str:
+        return format(row.scale * value, row.format)
+
+    if row.measure == "mean":
+        found = summary(rows, row.column, seed)
+        spread = "" if np.isnan(found["sd"]) else f" ± {text(found['sd'])}"
+        interval = f" [{text(found['low'])}, {text(found['high'])}]" if found["patients"] > 1 else ""
+        seeds = f", seeds ± {text(found['seed_sd'])}" if found["seeds"] > 1 else ""
+        return text(found["mean"]) + spread + interval + seeds
+    found = agreement(rows, row.column)
+    values = found[["low", "high"] if row.measure == "limits" else [row.measure]]
+    return NONE if values.isna().any() else " to ".join(map(text, values))
 
 
 def agreement(volumes: pd.DataFrame, column: str) -> pd.Series:
@@ -167,14 +227,13 @@ def table(number: int, scores: pd.DataFrame, volumes: pd.DataFrame, seed: int) -
     Table 1 has `published_columns` first.
 
     Args:
-        scores, volumes: as `segmenter.score` returns them, with the columns train and seed.
+        scores, volumes: as `segmentation.score` returns them, with the columns train and seed.
         seed: of the bootstrap.
     """
-    columns = published_columns() if number == 1 else {}
+    columns, scores = published_columns() if number == 1 else {}, prepared(scores)
+    rows = table_rows(number, scores)
     for train, title in all_rows(scores["train"]).items():
-        columns[title] = {
-            name: cell(row, select(row, train, scores, volumes), seed) for name, row in table_rows(number).items()
-        }
+        columns[title] = {name: cell(row, select(row, train, scores, volumes), seed) for name, row in rows.items()}
     return pd.DataFrame(columns).rename_axis(["structure", "structure and frames", "measure"][number - 1])
 
 
@@ -186,19 +245,70 @@ def difference_table(scores: pd.DataFrame, seed: int, pairs: list[tuple[str, str
         others = [(train, train.replace("synthetic, ", "real, ")) for train in names if train.startswith("synthetic, ")]
         pairs = [(train, "real") for train in main_rows(scores["train"]) if train != "real"]
         pairs += [pair for pair in others if pair[1] in names]
-    found = differences(scores, pairs, seed)
+    found = differences(prepared(scores), pairs, seed)
     found[["training set", "less"]] = found[["train", "reference"]].replace(names)
-    intervals = found[["difference", "low", "high"]].to_numpy()
-    found["difference"] = [f"{gap:+z.1f} [{low:+z.1f}, {high:+z.1f}]" for gap, low, high in intervals]
-    found["seeds"] = [f"± {se:.1f}" if se == se else "–" for se in found["seed_se"]]
+    texts = []
+    for row in found.itertuples():
+        interval = f" [{row.low:+z.1f}, {row.high:+z.1f}]" if row.low == row.low else ""
+        texts.append(f"{row.difference:+z.1f}{interval}" if row.patients else ABSENT)
+    found["difference"] = texts
+    found["seeds"] = [f"± {se:.1f}" if se == se else NONE for se in found["seed_se"]]
     for column in ("p", "p_holm"):
-        found[column] = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in found[column]]
-    found["equivalent"] = found["equivalent"].map({True: "yes", False: "no"})
+        found[column] = [NONE if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in found[column]]
+    found["equivalent"] = found["equivalent"].map({True: "yes", False: "no"}).fillna(NONE)
     return found.set_index("structure")[["training set", "less", "difference", "seeds", "p", "p_holm", "equivalent"]]
 
 
+def mean_dice(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean raw Dice over frames, in %: a row for each training set, a column for each structure, and how many seeds."""
+    raw = prepared(scores[scores["processing"] == "raw"])
+    means = 100 * raw.groupby(["train", "structure"], sort=False)["dice"].mean().unstack("structure")[list(STRUCTURES)]
+    return means.assign(seeds=raw.groupby("train")["seed"].nunique())
+
+
+def against_paper(scores: pd.DataFrame, train: str = "synthetic") -> pd.DataFrame:
+    """A training set's mean Dice beside the paper's, in %: paper, ours, difference for each structure."""
+    ours, paper = mean_dice(scores).loc[train, list(STRUCTURES)], paper_results()["dice_mean"]
+    table = pd.DataFrame({"paper": paper, "ours": ours.astype(float)}).loc[list(STRUCTURES)]
+    return table.assign(difference=table["ours"] - table["paper"]).rename_axis("mean Dice, %")
+
+
+def compare_runs(dice: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The `comparison` of each run, from their Dice tables by name (`runs.run.all_results`), one below the other."""
+    return pd.concat({name: comparison(table) for name, table in dice.items()}, names=["run"])
+
+
+def typical_frames(scores: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """The (patient, view, phase) of the worst, the median and the best frame by mean raw Dice, each by its title with
+    that Dice in %; fewer when there are fewer frames."""
+    raw = scores[scores["processing"] == "raw"]
+    order = raw.groupby(["patient", "view", "phase"])["dice"].mean().dropna().sort_values()
+    places = {"best": len(order) - 1, "median": len(order) // 2, "worst": 0}
+    chosen = {place: name for name, place in places.items() if len(order)}  # of one frame, the worst alone
+    return {
+        f"{chosen[k]}: {' '.join(order.index[k][1:])}, {100 * order.iloc[k]:.0f} %": order.index[k]
+        for k in sorted(chosen)
+    }
+
+
+def best_epochs(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The row of the best mean validation Dice out of each segmenter's training log, by name."""
+    return pd.concat({name: log.loc[log["mean"].idxmax()] for name, log in logs.items()}, axis=1).T
+
+
+def training_log(log: pd.DataFrame, rows: int = 6) -> pd.DataFrame:
+    """Some evenly spread rows of a diffusion training's log: step, loss and validation_loss."""
+    chosen = np.linspace(0, len(log) - 1, min(rows, len(log))).astype(int)
+    return log.iloc[chosen][["step", "loss", "validation_loss"]]
+
+
+def with_dashes(table: pd.DataFrame) -> pd.DataFrame:
+    """A table to be read: a dash for what is missing."""
+    return table.astype(object).where(table.notna(), NONE)
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown, index first."""
+    """A table as Markdown, index first. pandas's own writer needs another package for these four lines."""
     header = [table.index.name or "", *map(str, table.columns)]
     rows = [header, ["---"] * len(header), *([str(v) for v in row] for row in table.itertuples())]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch import nn
 
+from echo.spade import Conditioning
 from echo.unet import AttentionBlock, ResBlock, SemanticUNet, SpadeResBlock
 from reproduction.datasets.anatomy import anatomy, virtual_patient
 from reproduction.plots.echoes import COLOURS
@@ -107,7 +108,7 @@ def network_blocks(unet: SemanticUNet) -> pd.DataFrame:
     )
     zero = torch.zeros(1, dtype=torch.long, device=unet.device)  # t, and the class
     try:
-        unet(x_t, zero, y, zero if config.num_classes else None)
+        unet(x_t, zero, Conditioning(y), zero if config.num_classes else None)
     finally:
         for hook in hooks:
             hook.remove()

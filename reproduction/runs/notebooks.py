@@ -1,51 +1,114 @@
 """Notebooks, executed by papermill: the whole experiment, or one stage of it."""
 
+import ast
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from echo.resume import read_json
-from reproduction import REPOSITORY
-from reproduction.datasets import camus
-from reproduction.runs.run import STAGES, STUDIES, inputs_of, is_current, open_run
+from reproduction import NOTEBOOKS, REPOSITORY, need_checkout
+from reproduction.runs.run import Run, is_current, one_command, open_run
+from reproduction.runs.stages import check_stage
+from reproduction.runs.table import STAGES
 
-
-def executed_well(notebook: Path) -> bool:
-    """Whether papermill executed this notebook to its end; it clears every count at the start."""
-    if not notebook.exists():
-        return False
-    content = read_json(notebook)
-    counts = [c["execution_count"] for c in content["cells"] if c["cell_type"] == "code" and c["source"]]
-    return content["metadata"]["papermill"]["exception"] is None and None not in counts
+LONGEST = 80  # characters of a folder for sockets: the system takes about 107 for a socket's whole path
 
 
 class NotebookError(RuntimeError):
     """A notebook failed; the message is one line."""
 
 
+def executed_well(notebook: Path) -> bool:
+    """Whether papermill executed this notebook to its end; it clears every count at the start."""
+    if not notebook.exists():
+        return False
+    try:
+        content = read_json(notebook)
+        counts = [c["execution_count"] for c in content["cells"] if c["cell_type"] == "code" and c["source"]]
+        return content["metadata"]["papermill"]["exception"] is None and None not in counts
+    except (ValueError, KeyError, TypeError):
+        return False  # damaged, or somebody's own: it is written anew
+
+
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    """Refuse what a notebook does not have, or has with another type: papermill only warns.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    from papermill import inspect_notebook
+
+    defaults = {name: ast.literal_eval(known["default"]) for name, known in inspect_notebook(notebook).items()}
+    for name, value in parameters.items():
+        if name not in defaults:
+            raise ValueError(f"unknown parameter {name!r}: this notebook has {', '.join(defaults)}")
+        if type(value) is not type(defaults[name]):
+            raise ValueError(f"parameter {name} is {value!r}: it must be {type(defaults[name]).__name__}")
+
+
+@contextmanager
+def connection() -> Iterator[dict]:
+    """How to reach a kernel: sockets in a folder of their own, so there is no port to clash with, or to listen on.
+
+    A path too long for a socket, as job folders of clusters are, is replaced by /tmp; else it is TCP on this machine.
+    """
+    folders = (tempfile.gettempdir(), "/tmp")
+    short = [folder for folder in folders if len(folder) <= LONGEST and os.access(folder, os.W_OK)]
+    with tempfile.TemporaryDirectory(prefix="echo-", dir=short[0] if short else None) as folder:
+        settings = {"connection_file": str(Path(folder) / "kernel.json")}
+        if short and os.name == "posix":
+            settings |= {"transport": "ipc", "ip": str(Path(folder) / "kernel")}
+        yield settings
+
+
+def kernel_of_this_interpreter() -> type:
+    """A kernel manager that starts this very interpreter with this very package, whatever kernelspecs are installed."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+
+    class ThisInterpreter(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", env={"PYTHONPATH": path})
+
+    return ThisInterpreter
+
+
 def execute(notebook: str, output: Path, parameters: dict) -> None:
     """Execute a notebook by papermill into the file `output`.
 
     Raises:
+        ValueError: for a parameter that the notebook does not have.
         NotebookError: naming the notebook, the cell and the file that holds the partial output.
     """
-    import papermill  # here, since a notebook on Colab need not have it
-    from nbclient.exceptions import DeadKernelError
-    from traitlets.config import Config
+    try:
+        import papermill  # here, since a notebook on Colab need not have it
+        from nbclient.exceptions import DeadKernelError
+        from traitlets.config import Config
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed: python -m pip install 'echo-from-noise[notebooks]'"
+        raise NotebookError(message) from None
 
-    # Sockets in a folder of their own: no port to clash with, or to listen on.
-    with tempfile.TemporaryDirectory(prefix="echo-") as sockets:
+    source = NOTEBOOKS / f"{notebook}.ipynb"
+    check_parameters(source, parameters)
+    with connection() as settings:
         try:
             papermill.execute_notebook(
-                REPOSITORY / "notebooks" / f"{notebook}.ipynb",
+                source,
                 output,
                 parameters,
                 kernel_name="python3",
-                cwd=REPOSITORY / "notebooks",
+                kernel_manager_class=kernel_of_this_interpreter(),
+                cwd=NOTEBOOKS,
                 progress_bar=False,
                 stderr_file=sys.stderr,
-                config=Config({"KernelManager": {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}}),
+                config=Config({"KernelManager": settings}),
             )
         except papermill.PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -53,6 +116,10 @@ def execute(notebook: str, output: Path, parameters: dict) -> None:
             raise NotebookError(message) from None
         except DeadKernelError:
             message = f"notebook {notebook}: its kernel died (out of memory?); see {output}"
+            raise NotebookError(message) from None
+        except (RuntimeError, TimeoutError, OSError) as error:  # jupyter_client's, when no kernel answers
+            reason = " ".join(str(error).split())
+            message = f"notebook {notebook}: the kernel of {sys.executable} does not start: {reason}"
             raise NotebookError(message) from None
 
 
@@ -62,29 +129,36 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
 
     Raises:
         NotebookError: as `execute` does, at the first notebook that fails.
+        OtherInputs: when a stage that is there was made from other inputs.
+        ValueError: when another command works on this run, or its folder holds something else.
     """
+    need_checkout()
     opened = open_run(profile, data, run, seed, recompute=True)
     if opened.data != "phantom":
-        camus.open_camus(opened.data)  # a wrong path fails before any notebook starts
-    target = opened.folder / "notebooks"
-    target.mkdir(parents=True, exist_ok=True)
+        opened.open_data()  # a wrong path fails before any notebook starts
     # The kernel inherits these: progress as text, which papermill passes on to this terminal.
     os.environ |= {"ECHO_TEXT_PROGRESS": "1", "TQDM_MININTERVAL": "2"}
+    with one_command(opened):
+        for name in [only] if only else [stage.name for stage in STAGES.values() if stage.reproduced]:
+            run_notebook(opened, name)
+    return opened.root
+
+
+def run_notebook(run: Run, name: str) -> None:
+    """Execute the notebook of a stage, unless stage and notebook are finished."""
+    notebook = STAGES[name].notebook
+    output = run.root / "notebooks" / f"{notebook}.ipynb"
+    check_stage(run, name)  # what is missing or differs is named before the notebook starts
+    if is_current(run, name) and executed_well(output):
+        print(f"== {name}: finished, skipped", flush=True)
+        return
+    print(f"== {name}: notebook {notebook}", flush=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     parameters = {
-        "profile": profile,
-        "data": data if data == "phantom" else str(Path(data).expanduser().resolve()),
-        "run": str(opened.folder),
-        "seed": seed,
+        "profile": run.profile.name,
+        "data": run.data,
+        "run": str(run.root),
+        "seed": run.seed,
         "recompute": True,
     }
-    for name in [only] if only else [*STAGES, "quality"]:
-        notebook = (STAGES | STUDIES)[name][1]
-        output = target / f"{notebook}.ipynb"
-        if name != "data":
-            inputs_of(opened, name)  # a missing earlier stage is named before the notebook starts
-        if is_current(opened, name) and executed_well(output):
-            print(f"== {name}: finished, skipped", flush=True)
-            continue
-        print(f"== {name}: notebook {notebook}", flush=True)
-        execute(notebook, output, parameters)
-    return opened.folder
+    execute(notebook, output, parameters)

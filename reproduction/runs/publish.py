@@ -3,16 +3,16 @@
 import shutil
 from pathlib import Path
 
-import pandas as pd
 from safetensors.torch import load_file, save_file
 
-from echo.resume import atomic, read_json, write_text
-from reproduction import FIGURES, README, RESULTS
-from reproduction.datasets import prepare
+from echo.resume import atomic, read_csv, write_text
+from reproduction import FIGURES, PAGES, RESULTS
 from reproduction.evaluation import tables
 from reproduction.evaluation.tables import markdown
-from reproduction.runs.run import STAGES, STUDIES, home_of, run_of_set
-from reproduction.studies import grid
+from reproduction.runs.inputs import is_done
+from reproduction.runs.manifest import read_manifest
+from reproduction.runs.run import run_of_set
+from reproduction.runs.table import PIPELINE, STAGES
 from reproduction.synthesis import generate, synthetic_set
 
 WITHOUT_FRAMES = (  # figures that show no real frame
@@ -25,35 +25,46 @@ WITHOUT_FRAMES = (  # figures that show no real frame
 )
 
 
-def summary(folder: Path) -> str:
+def summary(root: Path) -> str:
     """The Dice table of a finished run, and where its figures and notebooks are."""
-    comparison = tables.comparison(pd.read_csv(folder / "tables" / "dice.csv"))
-    lines = [f"Dice on the test patients of {folder.name}, %, mean ± sd over frames:", comparison.to_string(), ""]
-    files = sorted(folder.glob("figures/*.png")) + sorted(folder.glob("notebooks/*.ipynb"))
+    comparison = tables.comparison(read_csv(root / STAGES["tables"].folder / "dice.csv"))
+    lines = [f"Dice on the test patients of {root.name}, %, mean ± sd over frames:", comparison.to_string(), ""]
+    files = sorted(root.glob("figures/*.png")) + sorted(root.glob("notebooks/*.ipynb"))
     return "\n".join(lines + [f"  {path}" for path in files])
 
 
-def publish(folder: Path) -> list[Path]:
-    """Copy the small, committable extract of a run into `results/` and `figures/`; return what was written.
+def published_files(root: Path) -> dict[Path, Path]:
+    """The small, committable files of a run, each with its place in `results/` or `figures/`.
 
     That is tables, logs, manifest; and, for the phantom, figures and the weights that the notebooks load. Of a run on
     CAMUS neither weights nor a figure that holds a real frame leaves the run folder.
     """
-    manifest = read_json(folder / "manifest.json")
-    phantom = manifest["data"]["source"] == "phantom"
-    keep = [folder / "manifest.json", *folder.glob("*/*/log.csv"), *folder.glob("synthetic/*.csv")]
-    keep += [*folder.glob("synthetic/*_CARD.md"), *folder.glob("synthetic/set.json")]
-    keep += (path for study, _ in STUDIES.values() for path in folder.glob(f"{study}/*.csv"))
-    keep += folder.glob("diffusion/*/model/*") if phantom else []
-    segmenters = [folder / "segmenter" / grid.Cell(row, manifest["seed"]).name for row in ("real", "synthetic")]
-    keep += [path / "model.safetensors" for path in segmenters] if phantom else []
-    copies = {path: RESULTS / folder.name / path.relative_to(folder) for path in keep}
-    copies |= {path: RESULTS / folder.name / path.name for path in folder.glob("tables/*.[cmt]*")}
-    for path in folder.glob("figures/*.*"):
+    manifest, target = read_manifest(root), RESULTS / root.name
+    phantom = (manifest["data"] or {}).get("source") == "phantom"
+    copies = {root / "manifest.json": target / "manifest.json"}
+    for stage in STAGES.values():
+        folder = root / stage.folder
+        place = target if stage.name == "tables" else target / stage.folder
+        for pattern in (*stage.publishes, *(stage.weights if phantom else ())):
+            found = folder.glob(pattern.format(seed=manifest["seed"]))
+            copies |= {path: place / path.relative_to(folder) for path in found if ".old-" not in str(path)}
+    for path in root.glob("figures/*.*"):
         if phantom:
             copies[path] = FIGURES / path.name
         elif path.stem in WITHOUT_FRAMES:
-            copies[path] = FIGURES / f"{folder.name}_{path.name}"
+            copies[path] = FIGURES / f"{root.name}_{path.name}"
+    return copies
+
+
+def publish(root: Path) -> list[Path]:
+    """Copy `published_files`, and put the tables into `PAGES`; returns what was written.
+
+    Raises:
+        FileNotFoundError: when the run's tables are not finished; nothing is copied then.
+    """
+    copies, folder = published_files(root), root / STAGES["tables"].folder
+    if not is_done(folder) or folder / "dice.csv" not in copies:
+        raise FileNotFoundError(f"{root}: the tables are not finished, there is nothing to publish")
     for source, copy in copies.items():
         with atomic(copy) as temporary:
             if source.suffix == ".safetensors":  # half precision: half the size, and the same to look at
@@ -61,7 +72,7 @@ def publish(folder: Path) -> list[Path]:
                 save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
             else:
                 shutil.copyfile(source, temporary)
-    write_readme(README, RESULTS / folder.name)
+    write_pages(PAGES, RESULTS / root.name)
     return sorted(copies.values())
 
 
@@ -72,28 +83,37 @@ def check_set(folder: Path, names: list[str], sample: int, seed: int) -> list[st
     faults = synthetic_set.verify(folder)
     names = [*names, *known.sample(min(sample, len(known)), random_state=seed)]
     if names:
-        frames = [prepare.load_frames(home_of(run, "data"), split) for split in ("training", "validation")]
-        faults += generate.regenerate(folder, names, run.folder / "diffusion", *frames, run.profile)
+        faults += generate.regenerate(folder, names, run.folder("diffusion"), *run.load_frames(), run.profile)
     return faults
 
 
-def readme_block(folder: Path) -> str:
-    """A published run's Table 1 for the README, a training set a row, and what it took; `folder` is its extract."""
-    manifest = read_json(folder / "manifest.json")
-    made = pd.read_csv(folder / "table_1.csv", index_col=0, dtype=str).T.rename_axis("trained on")
-    stages = [(name, manifest["stages"][name]) for name in STAGES]
+def results_block(folder: Path) -> str:
+    """A published run's Table 1, with a training set in each row, and what the run took; `folder` is its extract."""
+    manifest = read_manifest(folder)
+    made = read_csv(folder / "table_1.csv", index_col=0, dtype=str).T.rename_axis("trained on")
+    stages = [(name, manifest["stages"][name]) for name in PIPELINE]
     times = ", ".join(f"{name} {facts['seconds'] / 60:.1f}" for name, facts in stages)
     memory = max(facts["peak_memory_gb"] for _name, facts in stages)
     machine = f"{manifest['device']}, {manifest['cores']} cores"
     return (
         f"{markdown(made)}\n\nProfile `{manifest['profile']['name']}`, {machine}. Minutes: {times}; {memory:.1f} GB of "
-        f"memory at most ([manifest](results/{folder.name}/manifest.json))."
+        f"memory at most ([manifest](../results/{folder.name}/manifest.json))."
     )
 
 
-def write_readme(readme: Path, folder: Path) -> None:
-    """Put `readme_block` where the README has `<!-- results NAME -->` and `<!-- end -->`; elsewhere nothing changes."""
-    begin, end = f"<!-- results {folder.name} -->\n", "\n<!-- end -->"
-    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
-    if found:
-        write_text(readme, before + begin + readme_block(folder) + end + rest.partition(end)[2])
+def write_pages(pages: list[Path], folder: Path) -> None:
+    """Write a run's tables into some pages: where one has `<!-- results NAME -->` and `<!-- end -->`, `results_block`
+    between them; with `comparison` for `results`, the run's comparison.md. Nothing else changes.
+
+    Args:
+        folder: the run's extract in `results/`.
+    """
+    texts = {"results": results_block(folder), "comparison": (folder / "comparison.md").read_text().strip()}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for kind, table in texts.items():
+            begin, end = f"<!-- {kind} {folder.name} -->\n", "<!-- end -->"
+            before, found, rest = text.partition(begin)
+            if found:
+                text = before + begin + table + "\n" + end + rest.partition(end)[2]
+        write_text(page, text)

@@ -1,53 +1,29 @@
-"""A run: its folder and its manifest, and how a stage of it begins and ends."""
+"""A run: its folder, and what a notebook reads from it and keeps in it."""
 
-import ast
-import os
-import platform
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from itertools import pairwise
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
-import __main__
 from echo.config import Profile, get_profile
-from echo.device import device_name, get_device, launched, peak_memory_gb
-from echo.resume import begin, digest, finish, is_done, read_json, write_json
-from reproduction import REPOSITORY, RESULTS
+from echo.device import launched
+from echo.frames import Frames
+from echo.resume import DamagedFile, digest, read_csv, read_json, write_json
+from reproduction import REPOSITORY, RESULTS, writable
 from reproduction.datasets import prepare
 from reproduction.datasets.camus import Camus
 from reproduction.plots import echoes
+from reproduction.runs.inputs import digest_of_splits, is_done, is_made_from, recorded
+from reproduction.runs.manifest import read_manifest
+from reproduction.runs.table import STAGES
 from reproduction.synthesis import synthetic_set
 
-PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
-
-
-# Stage -> its folder in the run, and the notebook that runs it.
-STAGES = {
-    "data": ("dataset", "01_data_preparation"),
-    "diffusion": ("diffusion", "02_diffusion_training"),
-    "generation": ("synthetic", "03_generation"),
-    "segmentation": ("segmenter", "04_segmentation"),
-    "tables": ("tables", "05_dice_tables"),
-}
-
-
-# Studies beside the pipeline, which start from a finished run.
-STUDIES = {
-    "sampler": ("sampler_study", "06_sampler_study"),
-    "editing": ("label_editing", "07_label_editing"),
-    "quality": ("image_quality", "08_image_quality"),
-    "grid": ("grid", "09_experiment_grid"),
-}
-
-
+KIND = "echo-from-noise run"
 DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
 
 
@@ -57,214 +33,245 @@ class Run:
 
     Attributes:
         profile: the sizes of everything.
-        data: "phantom", or the path of a CAMUS release.
-        folder: the run's folder, or the committed extract of one (`results/NAME`) when `recompute` is false.
+        data: "phantom", or the path of a dataset.
+        root: the run's folder, or the committed extract of one (`results/NAME`) when `recompute` is false.
         seed: of every random draw.
         recompute: do the full work of a stage, or only show the extract beside a small live piece.
     """
 
     profile: Profile
     data: str
-    folder: Path
+    root: Path
     seed: int
     recompute: bool
 
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage; an extract has its tables beside its manifest."""
+        if stage == "data":
+            return self.data_root / STAGES[stage].folder
+        return self.root if stage == "tables" and not self.recompute else self.root / STAGES[stage].folder
+
     @property
-    def data_home(self) -> Path:
+    def data_root(self) -> Path:
         """Where phantom and prepared frames are: in the run, or in a cache when only an extract is shown."""
-        return self.folder if self.recompute else REPOSITORY / "data" / "demo" / self.folder.name
+        return self.root if self.recompute else writable(REPOSITORY / "data" / "demo") / self.root.name
 
     def open_data(self) -> Camus:
-        """The raw data set. Where only an extract is shown, the phantom's patients are others than the run's."""
+        """The raw dataset. Where only an extract is shown, the phantom's patients are others than the run's."""
         seed = self.seed if self.recompute else self.seed + 1_000_000
-        with only_one(self):
-            return prepare.open_data(self.data, self.profile, self.data_home, seed, progress=self.recompute)
+        with one_at_a_time(self):
+            return prepare.open_data(self.data, self.profile, self.data_root, seed, progress=self.recompute)
 
-    def log(self, *parts: str) -> pd.DataFrame:
-        """A CSV of the run, such as `log("diffusion", "all", "log.csv")`."""
-        path = self.folder.joinpath(*parts)
+    def load_frames(self) -> tuple[Frames, Frames]:
+        """The prepared frames of training and validation.
+
+        Raises:
+            FileNotFoundError: when the data stage has not run.
+        """
+        return tuple(prepare.load_frames(self.folder("data"), split) for split in ("training", "validation"))
+
+    def table(self, stage: str, name: str) -> pd.DataFrame:
+        """A table of a stage, without its suffix: `table("tables", "dice")`, `table("diffusion", "all/log")`.
+
+        Raises:
+            FileNotFoundError: when the stage has not written it.
+            DamagedFile: when its end was cut off.
+        """
+        path = self.folder(stage) / f"{name}.csv"
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: run the notebooks before this one, or `make reproduce`")
-        return pd.read_csv(path)
+            raise FileNotFoundError(f"{path} is missing: run notebook {STAGES[stage].notebook}, or `make reproduce`")
+        return read_csv(path)
+
+    def keep(self, figure: Figure, name: str) -> None:
+        """Save a figure with the run; nothing when only an extract is shown."""
+        if self.recompute:
+            echoes.save(figure, self.root / "figures", name)
+
+
+def resolved(data: str) -> str:
+    """ "phantom", or the absolute path of a dataset."""
+    return data if data == "phantom" else str(Path(data).expanduser().resolve())
 
 
 def run_name(profile: str, data: str) -> str:
     """`laptop-phantom`, `cpu-camus`: the profile, and the last folder of the data's path."""
-    return f"{profile}-{Path(data).expanduser().resolve().name if data != 'phantom' else data}"
+    return f"{profile}-{Path(resolved(data)).name}"
 
 
-def check_parameters(cells: list[str]) -> None:
-    """Refuse what papermill gives and the notebook does not have, or has with another type: papermill only warns.
+def default_root(profile: str, data: str) -> Path:
+    """`runs/PROFILE-DATA`; where that is the run of another dataset whose last folder has the same name, a part of
+    the digest of the dataset's path is added."""
+    root = writable(REPOSITORY / "runs") / run_name(profile, data)
+    marker = root / "run.json"
+    if marker.exists() and read_json(marker).get("data") != resolved(data):
+        return root.with_name(f"{root.name}-{sha256(resolved(data).encode()).hexdigest()[:6]}")
+    return root
 
-    Args:
-        cells: sources that the kernel has run, in order. Papermill's own follows the cell of the defaults.
+
+def check_root(root: Path) -> None:
+    """Refuse a folder that holds something other than a run: nothing of it would be safe.
+
+    A run has its marker, `run.json`; one of an earlier version has a manifest, or a stage's inputs.
 
     Raises:
-        ValueError: naming the parameter.
+        ValueError: in one line.
     """
-
-    def assigned(cell: str) -> dict:
-        return {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell).body if isinstance(s, ast.Assign)}
-
-    for before, cell in pairwise(cells):
-        if cell.startswith("# Parameters\n"):
-            defaults = assigned(before)
-            for name, value in assigned(cell).items():
-                if name not in defaults:
-                    raise ValueError(f"unknown parameter {name!r}: this notebook has {', '.join(defaults)}")
-                if type(value) is not type(defaults[name]):
-                    raise ValueError(f"parameter {name} is {value!r}: it must be {type(defaults[name]).__name__}")
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"{root} is a file: choose another --run")
+    found = [path.name for path in root.glob("[!.]*")]
+    if not found:
+        return
+    if "run.json" in found:
+        held = read_json(root / "run.json")
+        if isinstance(held, dict) and held.get("kind") == KIND:
+            return
+    for stage in STAGES.values():
+        try:
+            recorded(root / stage.folder)
+            return
+        except DamagedFile:
+            return  # a stage's, and named when it is opened
+        except OSError:
+            continue
+    try:
+        if read_manifest(root)["profile"]:
+            return
+    except (ValueError, OSError, KeyError):
+        pass
+    named = next((name for name in ("run.json", "manifest.json") if name in found), min(found))
+    raise ValueError(f"{root} holds other files ({named}) and no run: choose another --run, a new or empty folder")
 
 
 def open_run(profile: str, data: str, run: str = "", seed: int = 0, recompute: bool = False) -> Run:
     """The run that a notebook's parameters name; `run` is a folder, by default `runs/PROFILE-DATA`.
 
     Raises:
-        ValueError: for an unknown profile, or a parameter that papermill gives and the notebook does not have.
+        ValueError: for an unknown profile, or a folder that holds something else.
         FileNotFoundError: when there is no extract to show.
     """
-    check_parameters(getattr(__main__, "In", []))  # IPython's record of the cells; there is none outside a kernel
-    settings, name = get_profile(profile), run_name(profile, data)
-    default = REPOSITORY / "runs" / name if recompute else RESULTS / name
-    folder = Path(run).resolve() if run else default
-    if not recompute and not folder.exists():
-        raise FileNotFoundError(f"{folder} is missing: there are no results of {name}; set recompute=True to make them")
-    if not recompute:
-        settings = replace(settings, phantom_patients=DEMO_PATIENTS)
-    return Run(settings, data, folder, seed, recompute)
+    settings = get_profile(profile)
+    if recompute:
+        root = Path(run).expanduser().resolve() if run else default_root(profile, data)
+        check_root(root)
+        return Run(settings, resolved(data), root, seed, recompute)
+    root = Path(run).expanduser().resolve() if run else RESULTS / run_name(profile, data)
+    if not root.exists():
+        raise FileNotFoundError(
+            f"{root} is missing: there are no results of {root.name} here; set recompute=True to make them"
+        )
+    return Run(replace(settings, phantom_patients=DEMO_PATIENTS), resolved(data), root, seed, recompute)
 
 
-def only_one(run: Run) -> FileLock:
-    """A lock on the data: two notebooks may be opened at once."""
-    run.data_home.mkdir(parents=True, exist_ok=True)
-    return FileLock(run.data_home / ".lock", is_singleton=True)
+@contextmanager
+def one_at_a_time(run: Run) -> Iterator[None]:
+    """A lock on the run's bookkeeping, which waits: notebooks, ranks and shards may work on a run together.
+
+    The first to come marks the folder as a run.
+    """
+    run.data_root.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.data_root / ".lock", is_singleton=True):
+        marker = run.root / "run.json"
+        if run.recompute and not marker.exists():
+            write_json(marker, {"kind": KIND, "data": run.data})
+        yield
 
 
-def home_of(run: Run, name: str) -> Path:
-    """The folder of a stage."""
-    return (run.data_home if name == "data" else run.folder) / (STAGES | STUDIES)[name][0]
+@contextmanager
+def one_command(run: Run) -> Iterator[None]:
+    """A lock on the run for the whole of a command, which does not wait; rank 0 holds it for all of a training.
+
+    Raises:
+        ValueError: when another command works on the run.
+    """
+    if (launched() or (0, 1))[0]:
+        yield
+        return
+    run.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.root / ".command.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{run.root}: another command works on this run: wait, or choose another --run") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_of_set(folder: Path) -> Run:
-    """The run whose model painted the set in `folder`, with the profile that it was painted by.
+    """The run that a synthetic set belongs to, with the settings the set was made with.
 
     Raises:
         FileNotFoundError: when `folder` has no finished set.
+        DamagedFile: when its `set.json` is none.
     """
     synthetic_set.read_manifest(folder)
     facts = read_json(folder / "set.json")
-    profile = get_profile(facts["profile"])
-    profile = replace(profile, generation=replace(profile.generation, images=facts["generation"]["images"]))
-    return Run(profile, "", folder.parent, facts["seed"], recompute=True)
+    try:
+        profile, images, seed = get_profile(facts["profile"]), facts["generation"]["images"], facts["seed"]
+    except (KeyError, TypeError) as error:
+        raise DamagedFile(folder / "set.json", f"{type(error).__name__}: {error}") from None
+    profile = replace(profile, generation=replace(profile.generation, images=images))
+    return Run(profile, "", folder.parent, seed, recompute=True)
 
 
-def inputs_of(run: Run, name: str) -> str:
-    """A digest of all that a stage depends on: its own settings, and the inputs of the stage before it.
+def before(run: Run, name: str) -> str:
+    """The digest recorded by the stage that this one depends on directly.
+
+    Raises:
+        FileNotFoundError: when that is not finished.
+    """
+    needed = STAGES[STAGES[name].needs[-1]]
+    folder = run.folder(needed.name)
+    if not is_done(folder):
+        raise FileNotFoundError(f"{folder}: stage {needed.name} is not finished; run notebook {needed.notebook}")
+    return recorded(folder)[0]
+
+
+def inputs_of(run: Run, name: str) -> dict:
+    """All that a stage depends on: its own settings, the seed, and the digest of the stage before it.
+
+    Training and validation data are inputs of the data stage; the test patients of those alone that score them.
 
     Raises:
         FileNotFoundError: when the stage before it is not finished.
     """
+    stage = STAGES[name]
+    inputs = {"settings": stage.settings(run.profile)}
+    if name == "data":
+        if run.data == "phantom":
+            inputs |= {"seed": run.seed, "phantom": run.profile.phantom_patients}
+        return inputs | {"data": digest_of_splits(run.open_data(), "training", "validation")}
+    inputs |= {"seed": run.seed, stage.needs[-1]: before(run, name)}
+    if stage.scores_test:
+        inputs["test data"] = digest_of_splits(run.open_data(), "testing")
+    return inputs
+
+
+def old_digest(run: Run, name: str) -> str:
+    """The digest of a stage's inputs as earlier versions computed it; what they finished stays finished."""
     p = run.profile
     if name == "data":
         return digest(run.open_data().digest(), p.image_size)
-    names = list(STAGES)
-    before = names[names.index(name) - 1] if name in STAGES else "segmentation"
-    if not is_done(home_of(run, before)):
-        notebook = STAGES[before][1]
-        raise FileNotFoundError(f"{home_of(run, before)}: stage {before} is not finished; run notebook {notebook}")
+    inception = STAGES["quality"].settings(p).values()
     settings = {
         "diffusion": (p.unet, p.training, p.per_view_phase),
         "generation": (p.augmentation, p.generation),
         "segmentation": (p.segmenter, p.other_segmenter),
-        "tables": (),
-        "sampler": (p.study,),
-        "editing": (),
-        "quality": tuple(filter(None, [os.environ.get("ECHO_INCEPTION")])),
+        "samplers": (p.study,),
+        "quality": tuple(inception),
         "grid": (p.grid,),
-    }[name]
-    return digest(read_json(home_of(run, before) / "inputs.json"), run.seed, *map(repr, settings))
-
-
-@contextmanager
-def stage(run: Run, name: str, product: str = "", parts: bool = False) -> Iterator[bool]:
-    """Work on a stage: yields whether there is any; times it, and enters it into the manifest.
-
-    Where several processes work on it together, the first keeps the books. Where each works by itself, each does, and
-    the stage is finished once it has its `product`, a file; their seconds add up. `parts` is for `begin`.
-    """
-    rank, _processes = launched() or (0, 1)
-    is_main = bool(product) or rank == 0
-    clock = time.perf_counter()  # the phantom is made while the data stage asks for its inputs
-    folder = home_of(run, name)
-    with only_one(run):
-        work = begin(folder, inputs_of(run, name), parts)
-    if not work:
-        yield False
-        return
-    try:
-        yield True
-        if is_main and (folder / product).exists():
-            finish(folder)
-    finally:
-        if is_main:
-            facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
-            facts["peak_memory_gb"] = round(peak_memory_gb(get_device()), 2)
-            with only_one(run):
-                enter_manifest(folder.parent, run, name, facts)
+    }
+    return digest(before(run, name), run.seed, *map(repr, settings.get(name, ())))
 
 
 def is_current(run: Run, name: str) -> bool:
     """Whether a stage is finished, and from its present inputs."""
-    folder = home_of(run, name)
-    return is_done(folder) and read_json(folder / "inputs.json") == inputs_of(run, name)
-
-
-def enter_manifest(home: Path, run: Run, name: str, facts: dict) -> None:
-    """Add a stage's facts to `home`'s `manifest.json`; seconds add up over interruptions."""
-    path = home / "manifest.json"
-    manifest = read_json(path) if path.exists() else {"stages": {}}
-    earlier = manifest["stages"].get(name, {})
-    if earlier and not earlier["finished"]:
-        facts["seconds"] = round(facts["seconds"] + earlier["seconds"], 1)
-    manifest["stages"][name] = facts | {"revision": revision()}
-    data_facts = home / "dataset" / "data.json"
-    manifest |= {
-        "profile": run.profile.to_dict(),
-        "data": read_json(data_facts) if data_facts.exists() else None,
-        "seed": run.seed,
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
-        "device": device_name(),
-        "cores": os.cpu_count(),
-    }
-    write_json(path, manifest)
-
-
-def revision() -> str:
-    """The repository's commit, with "+changes" when files differ from it; "unknown" outside a checkout."""
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "echo", "reproduction", "notebooks"])
-    try:
-        commit, changes = (
-            subprocess.run(c, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
-            for c in commands
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+changes" if changes else "")
-
-
-def keep(run: Run, figure: Figure, name: str) -> None:
-    """Save a figure with the run; nothing when only an extract is shown."""
-    if run.recompute:
-        echoes.save(figure, run.folder / "figures", name)
-
-
-def read_table(run: Run, name: str) -> pd.DataFrame:
-    """A table of the run, such as "scores", "volumes" or "dice" (`tables.write_tables`)."""
-    return run.log(*(["tables"] if run.recompute else []), f"{name}.csv")
+    folder = run.folder(name)
+    return is_done(folder) and is_made_from(folder, inputs_of(run, name), lambda: old_digest(run, name))
 
 
 def all_results(run: Run) -> dict[str, pd.DataFrame]:
     """The Dice table of each committed run and of this one, by name."""
-    committed = {path.parent.name: pd.read_csv(path) for path in sorted(RESULTS.glob("*/dice.csv"))}
-    return committed | {run.folder.name: read_table(run, "dice")}
+    committed = {path.parent.name: read_csv(path) for path in sorted(RESULTS.glob("*/dice.csv"))}
+    return committed | {run.root.name: run.table("tables", "dice")}

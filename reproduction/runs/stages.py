@@ -1,11 +1,15 @@
-"""The stages: functions over one run folder, which the notebooks call.
+"""The stages: functions over one run, which the notebooks call; `reproduction.runs.table` lists them.
 
 A stage is skipped when it is finished and its inputs are unchanged, and goes on where it was interrupted otherwise.
 """
 
 import os
 import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
 
 import pandas as pd
@@ -14,19 +18,81 @@ from accelerate import PartialState, notebook_launcher
 from accelerate.state import AcceleratorState
 
 from echo import segmenter
-from echo.device import get_device, launched, training_processes
+from echo.device import get_device, launched, peak_memory_gb, training_processes
 from echo.frames import Frames
-from echo.resume import begin, read_json, write_csv, write_json
-from reproduction.datasets import camus, prepare
+from echo.resume import read_csv, read_json, write_csv, write_json
+from reproduction.datasets import prepare
 from reproduction.evaluation import tables
-from reproduction.runs.run import Run, home_of, inputs_of, only_one, run_of_set, stage
+from reproduction.runs import trainings
+from reproduction.runs.inputs import begin, compare, finish, is_done, recorded
+from reproduction.runs.manifest import enter_manifest
+from reproduction.runs.run import Run, inputs_of, old_digest, one_at_a_time, run_of_set
+from reproduction.runs.table import STAGES
 from reproduction.studies import editing, grid, quality, samplers
 from reproduction.synthesis import cards, generate, synthetic_set
 
 
-def raw_data(run: Run) -> camus.Camus:
-    """The run's raw data set (`Run.open_data`)."""
-    return run.open_data()
+def begin_stage(run: Run, name: str, by: Callable = begin) -> bool:
+    """`inputs.begin` of a stage, or another function of its arguments."""
+    old, disposable = (lambda: old_digest(run, name)), not run.recompute
+    return by(run.folder(name), inputs_of(run, name), old, STAGES[name].has_parts, disposable)
+
+
+def check_stage(run: Run, name: str) -> None:
+    """Stop before any work where a stage before this one is missing, or what is there was made from other inputs.
+
+    Raises:
+        FileNotFoundError: naming the missing stage.
+        OtherInputs: naming what differs; with ECHO_FRESH the old stage is moved aside instead.
+    """
+    begin_stage(run, name, compare)
+
+
+@contextmanager
+def stage(run: Run, name: str) -> Iterator[bool]:
+    """Work on a stage: yields whether there is any; times it, and enters it into the manifest.
+
+    Where several processes work on it together, rank 0 writes the manifest. Where each works by itself, each does, and
+    the stage is finished once it has its product; their seconds add up.
+    """
+    product, folder = STAGES[name].product, run.folder(name)
+    is_main = bool(product) or (launched() or (0, 1))[0] == 0
+    clock = time.perf_counter()  # the phantom is made while the data stage asks for its inputs
+    with one_at_a_time(run):
+        work = begin_stage(run, name)
+    if not work:
+        yield False
+        return
+    try:
+        yield True
+        if is_main and (folder / product).exists():
+            finish(folder)
+    finally:
+        if is_main:
+            facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
+            facts["peak_memory_gb"] = round(peak_memory_gb(get_device()), 2)
+            with one_at_a_time(run):
+                enter_manifest(folder.parent, run.profile, run.seed, name, facts)
+
+
+def work_of(name: str) -> Callable[[Callable], Callable]:
+    """The decorated function is called with the run only where the stage has work to do."""
+
+    def decorate(work: Callable) -> Callable:
+        @wraps(work)
+        def perform(run: Run, *options) -> None:
+            with stage(run, name) as needed:
+                if needed:
+                    work(run, *options)
+
+        return perform
+
+    return decorate
+
+
+def complete(run: Run, name: str) -> None:
+    """Do the work of a stage, if it has any."""
+    globals()[STAGES[name].work](run)
 
 
 def data_stage(run: Run) -> tuple[Frames, Frames]:
@@ -34,11 +100,11 @@ def data_stage(run: Run) -> tuple[Frames, Frames]:
 
     Without `recompute` this is a small set (phantom) or the whole (CAMUS), kept in `data/demo`.
     """
-    folder, source = home_of(run, "data"), "phantom" if run.data == "phantom" else "camus"
-    with only_one(run), stage(run, "data") as work:
+    source = "phantom" if run.data == "phantom" else "camus"
+    with one_at_a_time(run), stage(run, "data") as work:
         if work:
-            prepare.prepare(raw_data(run), source, run.profile, folder, progress=run.recompute)
-    return prepare.load_frames(folder, "training"), prepare.load_frames(folder, "validation")
+            prepare.prepare(run.open_data(), source, run.profile, run.folder("data"), progress=run.recompute)
+    return run.load_frames()
 
 
 def diffusion_stage(run: Run) -> None:
@@ -50,29 +116,27 @@ def diffusion_stage(run: Run) -> None:
             port = str(free.getsockname()[1])
         notebook_launcher(diffusion_stage, (run,), num_processes=training_processes(), use_port=port)
         return
-    # The first process prepares data and folder, the others find them.
+    # Rank 0 prepares data and folder, the others find them.
     patience = timedelta(hours=6)
     with PartialState(cpu=get_device().type == "cpu", timeout=patience).main_process_first():
         frames = data_stage(run)
-        begin(home_of(run, "diffusion"), inputs_of(run, "diffusion"))
+        begin_stage(run, "diffusion")
     with stage(run, "diffusion") as work:
-        if not work:
-            return
-        grid.train_generator(run.profile, *frames, run.folder / "diffusion", run.seed)
-
-
-def generation_stage(run: Run, shard: tuple[int, int] = (0, 1)) -> None:
-    """Paint the synthetic data set, or the k-th of N shards of it."""
-    with stage(run, "generation", "manifest.csv") as work:
         if work:
-            paint_set(run, home_of(run, "generation"), shard)
+            trainings.train_generator(run.profile, *frames, run.folder("diffusion"), run.seed)
+
+
+@work_of("generation")
+def generation_stage(run: Run, shard: tuple[int, int] = (0, 1)) -> None:
+    """Generate the synthetic dataset, or the k-th of N shards of it."""
+    paint_set(run, run.folder("generation"), shard)
 
 
 def paint_set(run: Run, folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
-    """Paint a set by the run's diffusion model into `folder`, or a shard of it; a whole set gets its cards."""
+    """Generate a set by the run's diffusion model in `folder`, or a shard of it; a whole set gets its cards."""
     frames = data_stage(run)
-    if generate.generate(run.folder / "diffusion", *frames, run.profile, folder, run.seed, shard) is not None:
-        cards.write_cards(folder, run.folder)
+    if generate.generate(run.folder("diffusion"), *frames, run.profile, folder, run.seed, shard) is not None:
+        cards.write_cards(folder, run.root)
 
 
 def score_fidelity(folder: Path) -> pd.DataFrame:
@@ -81,26 +145,26 @@ def score_fidelity(folder: Path) -> pd.DataFrame:
     It is measured again only when the set or the segmenter is another.
     """
     run, file, marker = run_of_set(folder), folder / "fidelity.csv", folder / "fidelity.json"
-    inputs = read_json(home_of(run, "segmentation") / "inputs.json")
+    inputs, _ = recorded(run.folder("segmentation"))
     if file.exists() and marker.exists() and read_json(marker) == inputs:
-        return pd.read_csv(file, dtype={"id": str})
+        return read_csv(file, dtype={"id": str})
     table = quality.label_fidelity(folder, load_segmenter(run, "real"))
     write_json(marker, inputs)
-    cards.write_cards(folder, run.folder)
+    cards.write_cards(folder, run.root)
     return table
+
+
+@work_of("segmentation")
+def segmentation_stage(run: Run) -> None:
+    """Train the segmenters of the main table: each row, each seed."""
+    cells = grid.main_cells(run.profile, run.seed)
+    folders = run.folder("generation"), run.folder("segmentation")
+    trainings.train_cells(cells, run.profile, data_stage(run), *folders, run.seed)
 
 
 def segmenter_folder(run: Run, row: str, seed: int) -> Path:
     """Where the segmenter of a row of the main table is kept."""
-    return run.folder / "segmenter" / grid.Cell(row, seed).name
-
-
-def segmentation_stage(run: Run) -> None:
-    """Train the segmenters of the main table: each row, each seed."""
-    with stage(run, "segmentation", parts=True) as work:
-        if work:
-            cells, painted = grid.main_cells(run.profile, run.seed), home_of(run, "generation")
-            grid.train_cells(cells, run.profile, data_stage(run), painted, run.folder / "segmenter", run.seed)
+    return run.folder("segmentation") / grid.Cell(row, seed).name
 
 
 def load_segmenter(run: Run, row: str, seed: int | None = None) -> torch.nn.Module:
@@ -109,57 +173,50 @@ def load_segmenter(run: Run, row: str, seed: int | None = None) -> torch.nn.Modu
     return segmenter.load_segmenter(run.profile.segmenter, folder)
 
 
+@work_of("tables")
 def tables_stage(run: Run) -> None:
     """Score every segmenter on the real test frames, once, and write the tables."""
-    with stage(run, "tables") as work:
-        if not work:
-            return
-        cells = grid.main_cells(run.profile, run.seed)
-        scores, volumes = grid.score_cells(cells, run.profile, run.folder / "segmenter", raw_data(run))
-        tables.write_tables(scores, volumes, run.folder / "tables", run.seed)
+    cells = grid.main_cells(run.profile, run.seed)
+    scores, volumes = grid.score_cells(cells, run.profile, run.folder("segmentation"), run.open_data())
+    tables.write_tables(scores, volumes, run.folder("tables"), run.seed)
 
 
+@work_of("samplers")
 def sampler_study_stage(run: Run) -> None:
-    """Judge each sampler, number of steps and guidance scale on the validation patients' label maps."""
-    with stage(run, "sampler") as work:
-        if work:
-            models = generate.load_models(run.folder / "diffusion", run.profile)
-            file = home_of(run, "sampler") / "settings.csv"
-            (training, validation), judge = data_stage(run), load_segmenter(run, "real")
-            samplers.sampler_study(models, validation, judge, run.profile, file, run.seed)
-            real = samplers.references(training, validation, judge).rename_axis("measure").reset_index(name="value")
-            write_csv(file.with_name("references.csv"), real, float_format="%.6g")
+    """Compare samplers, numbers of steps and guidance scales on the validation patients' label maps."""
+    models, folder = generate.load_models(run.folder("diffusion"), run.profile), run.folder("samplers")
+    (training, validation), network = data_stage(run), load_segmenter(run, "real")
+    samplers.sampler_study(models, validation, network, run.profile, folder / "settings.csv", run.seed)
+    real = samplers.references(training, validation, network).rename_axis("measure").reset_index(name="value")
+    write_csv(folder / "references.csv", real, float_format="%.6g")
 
 
+@work_of("editing")
 def label_editing_stage(run: Run) -> None:
-    """Ask of each edit whether images follow it, on the validation patients' label maps."""
-    with stage(run, "editing") as work:
-        if work:
-            models = generate.load_models(run.folder / "diffusion", run.profile)
-            judge, frames = load_segmenter(run, "real"), data_stage(run)[1]
-            table = editing.label_editing(models, frames, judge, run.profile, run.seed)
-            write_csv(home_of(run, "editing") / "edits.csv", table, float_format="%.6g")
+    """Measure for each edit whether images follow it, on the validation patients' label maps."""
+    models = generate.load_models(run.folder("diffusion"), run.profile)
+    network, frames = load_segmenter(run, "real"), data_stage(run)[1]
+    table = editing.label_editing(models, frames, network, run.profile, run.seed)
+    write_csv(run.folder("editing") / "edits.csv", table, float_format="%.6g")
 
 
+@work_of("quality")
 def image_quality_stage(run: Run) -> None:
     """Compare the synthetic images of validation patients' label maps with those patients' real images."""
-    with stage(run, "quality") as work:
-        if work:
-            score_fidelity(home_of(run, "generation"))
-            synthetic = synthetic_set.load_synthetic(run.folder / "synthetic", "validation")
-            training, validation = data_stage(run)
-            judge, inception = load_segmenter(run, "real"), os.environ.get("ECHO_INCEPTION", "")
-            results = quality.image_quality(synthetic, validation, training, judge, run.seed, inception)
-            for name, table in results.items():
-                write_csv(home_of(run, "quality") / f"{name}.csv", table, float_format="%.6g")
+    score_fidelity(run.folder("generation"))
+    synthetic = synthetic_set.load_synthetic(run.folder("generation"), "validation")
+    training, validation = data_stage(run)
+    network, inception = load_segmenter(run, "real"), os.environ.get("ECHO_INCEPTION", "")
+    results = quality.image_quality(synthetic, validation, training, network, run.seed, inception)
+    for name, table in results.items():
+        write_csv(run.folder("quality") / f"{name}.csv", table, float_format="%.6g")
 
 
+@work_of("grid")
 def grid_stage(run: Run) -> None:
-    """Train what the experiment grid has beside the main table, one cell after the other; then score it, once."""
-    with stage(run, "grid", parts=True) as work:
-        if work:
-            painted, folder = home_of(run, "generation"), home_of(run, "grid")
-            cells, segmenters = grid.study_cells(run.profile, run.seed), folder / "segmenters"
-            score_fidelity(painted)  # for those that leave out the worst images
-            grid.train_cells(cells, run.profile, data_stage(run), painted, segmenters, run.seed)
-            tables.write_scores(*grid.score_cells(cells, run.profile, segmenters, raw_data(run)), folder)
+    """Train what the experiment grid has beside the main table, one training after the other; then score, once."""
+    folder = run.folder("grid")
+    cells, segmenters = grid.study_cells(run.profile, run.seed), folder / "segmenters"
+    score_fidelity(run.folder("generation"))  # for those that leave out the worst images
+    trainings.train_cells(cells, run.profile, data_stage(run), run.folder("generation"), segmenters, run.seed)
+    tables.write_scores(*grid.score_cells(cells, run.profile, segmenters, run.open_data()), folder)

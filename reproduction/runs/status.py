@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from echo.config import VIEW_PHASES
-from echo.resume import is_done, read_json
-from reproduction.runs.run import STAGES, STUDIES
+from echo.resume import read_csv, read_json
+from reproduction.runs.inputs import is_done
+from reproduction.runs.manifest import read_manifest
+from reproduction.runs.table import STAGES
 
 COLUMNS = ("stage", "state", "progress", "rate", "left", "took", "written", "latest")
 Progress = tuple[int, int, str, float, str]  # done, planned, of what, how many a second, the last losses or Dice
@@ -34,7 +36,7 @@ def pace(files: list[tuple[float, Path]], begun: float) -> float:
 
 def diffusion(folder: Path, profile: dict, begun: float) -> Progress:
     """Steps at the last validation, over the networks of the profile; their rate since the one before it."""
-    logs = [(path.parent.name, pd.read_csv(path)) for _, path in by_time(folder.glob("*/log.csv"))]
+    logs = [(path.parent.name, read_csv(path)) for _, path in by_time(folder.glob("*/log.csv"))]
     planned = profile["training"]["steps"] * (len(VIEW_PHASES) if profile["per_view_phase"] else 1)
     if not logs:
         return 0, planned, "steps", 0.0, ""
@@ -45,7 +47,7 @@ def diffusion(folder: Path, profile: dict, begun: float) -> Progress:
 
 
 def generation(folder: Path, profile: dict, begun: float) -> Progress:
-    """Images painted."""
+    """Images generated."""
     images = by_time(folder.glob("images/[0-9]*.png"))
     planned = profile["generation"]["images"] + profile["generation"]["validation_images"]
     return len(images), planned, "images", pace(images, begun), ""
@@ -57,7 +59,7 @@ def segmentation(folder: Path, profile: dict, begun: float) -> Progress:
     planned = read_json(plan) if plan.exists() else []
     trained = by_time(folder / name / "model.safetensors" for name in planned)
     if logs:
-        path, last = logs[-1][1], pd.read_csv(logs[-1][1]).iloc[-1]
+        path, last = logs[-1][1], read_csv(logs[-1][1]).iloc[-1]
         latest = f"{path.parent.name} at step {last['step']:.0f}: validation Dice {last['mean']:.1f} %"
     return len(trained), len(planned), "segmenters", pace(trained, begun), latest
 
@@ -77,13 +79,14 @@ def status(folder: Path) -> pd.DataFrame:
     if not [*folder.glob("*/inputs.json")]:
         raise FileNotFoundError(f"{folder}: no run folder, or none of its stages has begun")
     path, now, rows = folder / "manifest.json", time.time(), []
-    manifest = read_json(path) if path.exists() else {"stages": {}}
-    for name, (place, _notebook) in (STAGES | STUDIES).items():
-        stage, facts = folder / place, manifest["stages"].get(name, {})
+    manifest = read_manifest(folder) if path.exists() else {"stages": {}}
+    for name, entry in STAGES.items():
+        stage, facts = folder / entry.folder, manifest["stages"].get(name, {})
         files, marker = by_time(stage.rglob("*.*")), stage / "inputs.json"
         row = dict.fromkeys(COLUMNS, "") | {"stage": name, "state": "waiting"}
         if not marker.exists():
-            rows += [row] * (name in STAGES)
+            if not entry.study:
+                rows.append(row)
             continue
         begun, age = marker.stat().st_mtime, now - files[-1][0]
         failed = facts and not facts["finished"] and path.stat().st_mtime > begun

@@ -4,8 +4,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from echo.resume import read_json
-from reproduction.evaluation.tables import TRAIN_NAMES, VOLUMES, all_rows, cell, published_columns, select, table_rows
+from echo.resume import read_csv
+from reproduction.evaluation.tables import (
+    TRAIN_NAMES,
+    VOLUMES,
+    all_rows,
+    cell,
+    prepared,
+    published_columns,
+    select,
+    table_rows,
+)
+from reproduction.runs.manifest import read_manifest
+from reproduction.runs.table import STAGES
 
 
 def trace(folder: Path, number: int, row: str, column: str) -> str:
@@ -19,16 +30,18 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
         ValueError: for an unknown table, row or column, listing those there are.
         FileNotFoundError: when the folder holds no scores.
     """
-    rows = table_rows(number)
+    places = (folder / STAGES["tables"].folder, folder, folder / STAGES["grid"].folder)
+    homes = [home for home in places if (home / "scores.csv").exists()]
+    if not homes:
+        raise FileNotFoundError(f"{folder} holds no scores.csv: run the tables stage, or choose another run")
+    files = {name: [read_csv(home / f"{name}.csv") for home in homes] for name in ("scores", "volumes")}
+    files["scores"] = [prepared(scores) for scores in files["scores"]]
+    rows = table_rows(number, pd.concat(files["scores"]))
     if row not in rows:
         raise ValueError(f"table {number} has no row {row!r}: choose one of {'; '.join(rows)}")
     published = published_columns() if number == 1 else {}
     if column in published:
         return f"{published[column][row]}\nfrom data/paper_results.csv; implied is mean Dice / (1 + relative gain)"
-    homes = [home for home in (folder / "tables", folder, folder / "grid") if (home / "scores.csv").exists()]
-    if not homes:
-        raise FileNotFoundError(f"{folder} holds no scores.csv: run the tables stage, or choose another run")
-    files = {name: [pd.read_csv(home / f"{name}.csv") for home in homes] for name in ("scores", "volumes")}
     places = {title: (train, k) for k, f in enumerate(files["scores"]) for train, title in all_rows(f["train"]).items()}
     places |= {train: (train, k) for train, k in places.values()}
     if column not in places:
@@ -36,26 +49,27 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
         raise ValueError(f"table {number} has no column {column!r}: choose one of {'; '.join(titles)}")
 
     train, k = places[column]
-    manifest, (selection, field, measure) = read_json(folder / "manifest.json"), rows[row]
+    manifest, field = read_manifest(folder), rows[row].column
     found = select(rows[row], train, files["scores"][k], files["volumes"][k])
     value = cell(rows[row], found, manifest["seed"])
     file, fields = ("volumes.csv", f"{field} and expert_{field}") if field in VOLUMES else ("scores.csv", field)
     frames = "" if field in VOLUMES else f"{len(found[['patient', 'view', 'phase']].drop_duplicates())} frames of "
-    chosen = ", ".join(f"{name} = {wanted}" for name, wanted in ({"train": train} | selection).items())
+    chosen = ", ".join(f"{name} = {wanted}" for name, wanted in ({"train": train} | rows[row].selection).items())
     seeds = ", ".join(map(str, sorted(found["seed"].unique())))
     profile, seed, source = manifest["profile"]["name"], manifest["seed"], manifest["data"]["source"]
     lines = [
         value,
-        f"from     {(homes[k] / file).relative_to(folder.parent)}, read again: {measure} of {fields}, where {chosen}",
+        f"from     {(homes[k] / file).relative_to(folder.parent)}, read again: "
+        f"{rows[row].measure} of {fields}, where {chosen}",
         f"         {frames}{found['patient'].nunique()} patients, training seeds {seeds}",
         f"run      {folder.name}: profile {profile}, data {source}, seed {seed}, {manifest['device']}",
     ]
     table_file = homes[k] / f"table_{number}.csv"
     if table_file.exists():
-        there = pd.read_csv(table_file, index_col=0, dtype=str).loc[row, TRAIN_NAMES.get(train, train)]
+        there = read_csv(table_file, index_col=0, dtype=str).loc[row, TRAIN_NAMES.get(train, train)]
         lines.insert(1, f"{table_file.name} says " + ("the same" if there == value else f"otherwise: {there}"))
-    last, verb = ("grid", "study tables") if homes[k].name == "grid" else ("tables", "reproduce")
-    for name in ("data", "diffusion", "generation", "segmentation", last):
+    last, verb = ("grid", "study grid") if homes[k].name == STAGES["grid"].folder else ("tables", "reproduce")
+    for name in (*STAGES[last].needs, last):
         if facts := manifest["stages"].get(name):
             lines.append(f"stage    {name}: revision {facts['revision']}, {facts['seconds']} s")
     data = {"camus": "CAMUS_FOLDER"}.get(source, source)

@@ -9,17 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from monai.networks.nets import UNet
 
 from echo.config import Profile, SegmenterConfig
 from echo.frames import Frames
-from echo.resume import begin, digest, read_json, write_json
-from echo.segmenter import load_segmenter, train_segmenter
-from echo.training import train
+from echo.segmenter import load_segmenter
 from reproduction.datasets.camus import Camus
 from reproduction.evaluation.segmentation import score
-from reproduction.synthesis.generate import generate, model_groups
-from reproduction.synthesis.synthetic_set import load_synthetic
 
 OWN = "own"  # the generator that is trained on the very patients a cell is
 
@@ -111,63 +106,6 @@ def recipe(cell: Cell, profile: Profile) -> SegmenterConfig:
     return profile.segmenter if cell.recipe == "own" else profile.other_segmenter
 
 
-def train_cell(
-    cell: Cell,
-    profile: Profile,
-    real: tuple[Frames, Frames],
-    painted: Path,
-    segmenters: Path,
-    seed: int,
-) -> UNet:
-    """Train a cell's segmenter, or load it if nothing that it depends on has changed.
-
-    A cell that sees no real image chooses its best epoch on synthetic images too; one with a share of the patients, on
-    that share of the validation patients.
-
-    Args:
-        real: training and validation frames, all of them.
-        painted: the run's synthetic set; its `inputs.json` stands for the data too. What another `Cell.generator`
-            paints is made when it is missing.
-        segmenters: the folder to keep networks in; other generators are kept beside it.
-        seed: of the run; it chooses the patients of a share.
-    """
-    folder, config = segmenters / cell.name, recipe(cell, profile)
-    inputs, source = read_json(painted / "inputs.json"), painted
-    if cell.generator != "run":
-        inputs = digest(inputs, seed, profile.grid.own_steps)
-    begin(folder, digest(inputs, seed, repr(cell), repr(replace(config, seeds=1))))
-    if (folder / "model.safetensors").exists():
-        return load_segmenter(config, folder)
-    if cell.generator != "run":
-        source = segmenters.with_name("generators") / cell.generator.replace(" ", "-")
-        begin(source, inputs)
-        source = other_generator(cell.generator, profile, *real, source, seed)
-    sets, validation, start = [], None, None
-    if cell.synthetic and not cell.finetuned:
-        synthetic = [load_synthetic(source, split, cell.drop_worst) for split in ("training", "validation")]
-        # The plan is sorted by view and phase, so every k-th row is a fair share of each.
-        rows = np.arange(0, len(synthetic[0]), round(1 / cell.synthetic))
-        sets, validation = [synthetic[0].select(rows)], synthetic[1]
-    if cell.finetuned:
-        wanted = replace(cell, real=0.0, finetuned=False)
-        first = next(c for c in main_cells(profile, seed) if replace(c, row=cell.row) == wanted)
-        start = train_cell(first, profile, real, painted, segmenters, seed)
-    if cell.real:
-        sets = [some_patients(real[0], cell.real, seed), *sets]
-        validation = some_patients(real[1], cell.real, seed)
-    profile = replace(profile, segmenter=config)
-    return train_segmenter(profile, sets, validation, folder, cell.seed, f"{cell.row}, seed {cell.seed}", start)
-
-
-def train_cells(
-    cells: list[Cell], profile: Profile, real: tuple[Frames, Frames], painted: Path, segmenters: Path, seed: int
-) -> None:
-    """`train_cell` for each; their names go into `planned.json` first."""
-    write_json(segmenters / "planned.json", [cell.name for cell in cells])
-    for cell in cells:
-        train_cell(cell, profile, real, painted, segmenters, seed)
-
-
 def score_cells(cells: list[Cell], profile: Profile, segmenters: Path, raw: Camus) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score trained segmenters on the real test frames: `segmenter.score`'s tables, with the columns train (the row)
     and seed before."""
@@ -182,33 +120,3 @@ def score_cells(cells: list[Cell], profile: Profile, segmenters: Path, raw: Camu
         parts.append(found)
     scores, volumes = (pd.concat(found, ignore_index=True) for found in zip(*parts, strict=True))
     return scores, volumes
-
-
-def train_generator(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> None:
-    """Train the diffusion model, or one for each view and phase, below `folder`; resumes."""
-    groups = model_groups(profile)
-    for group in dict.fromkeys(groups):
-        members = [k for k, name in enumerate(groups) if name == group]
-        parts = (f.select(f.index["class_label"].isin(members).to_numpy()) for f in (training, validation))
-        train(profile, *parts, folder / group, seed)
-
-
-def other_generator(
-    generator: str, profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int
-) -> Path:
-    """Train a `Cell.generator` other than the run's and paint its synthetic set, below `folder`; resumes.
-
-    Returns:
-        The folder of the set.
-    """
-    kind, _, share = generator.partition(" ")
-    if kind == OWN:
-        training, validation = (some_patients(f, float(share), seed) for f in (training, validation))
-        steps = round(profile.training.steps * profile.grid.own_steps)
-        profile = replace(profile, training=replace(profile.training, steps=steps))
-    else:
-        seed += 1
-    if not (folder / "synthetic" / "manifest.csv").exists():
-        train_generator(profile, training, validation, folder / "diffusion", seed)
-        generate(folder / "diffusion", training, validation, profile, folder / "synthetic", seed)
-    return folder / "synthetic"

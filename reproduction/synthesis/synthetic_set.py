@@ -112,7 +112,7 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
     testing list is empty. Pixels keep the size in mm of the source frame's.
 
     Raises:
-        ValueError: when `target` holds a data set.
+        ValueError: when `target` holds a data set, or the set has no images for a single patient.
     """
     if (target / "database_nifti").exists():
         raise ValueError(f"{target} holds a data set: choose a new folder")
@@ -121,6 +121,8 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
     table = table.sort_values(["use", "patient"], kind="stable")
     table["place"] = table.groupby(["split", "class_label"]).cumcount()
     groups = [g for _, g in table.groupby(["split", "place"]) if len(g) == len(VIEW_PHASES)]
+    if not groups:
+        raise ValueError(f"{folder}: no {len(VIEW_PHASES)} images make a patient, one of each view and phase")
     splits, rows = {split: [] for split in SPLITS}, []
     for number, group in enumerate(groups, start=1):
         patient = target / "database_nifti" / f"patient{number:04d}"

@@ -1,4 +1,3 @@
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +7,7 @@ from diffusers import DDIMScheduler
 from golden import close, expected, tiny_inputs, tiny_unet
 
 from echo.diffusion import cosine_schedule, p_distribution
+from echo.fast import FastConditioning
 from echo.sampler import SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
 from echo.unet import SemanticUNet
 
@@ -41,9 +41,10 @@ def test_ddim_is_the_authors():
     scheduler.set_timesteps(10)
     np.testing.assert_array_equal(scheduler.timesteps.flip(0), expected()["ddim10_timesteps"])
     x = inputs["epsilon"]
-    with torch.no_grad(), unet.conditioning(inputs["label_map"]):
+    conditioning = FastConditioning(inputs["label_map"], 8e9)
+    with torch.no_grad():
         for t in scheduler.timesteps:
-            output = unet(x, t.expand(2), inputs["label_map"]).sample[:, :3]
+            output = unet(x, t.expand(2), conditioning).sample[:, :3]
             x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
     assert close(x, expected()["ddim10_sample"])
 
@@ -66,13 +67,11 @@ class Gaussian(torch.nn.Module):
         self.variances = torch.tensor(sds, dtype=torch.float64) ** 2
         self.schedule, self.batches = cosine_schedule(), []
 
-    def conditioning(self, label_map):
-        return nullcontext()
-
     def mean(self, label_map):
         return self.gain * torch.einsum("k,bkhw->bhw", self.LABEL_MEANS, label_map.double())[:, None]
 
-    def forward(self, sample, timestep, label_map, class_labels=None):
+    def forward(self, sample, timestep, conditioning, class_labels=None):
+        label_map = conditioning.label_map
         self.batches.append(len(sample))
         if self.device.type == "meta":  # it has shapes alone
             return SimpleNamespace(sample=sample)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from echo import training
+from echo.spade import Conditioning
 from echo.training import draw_batch, learning_rate_at, train
 from reproduction.datasets.prepare import prepare
 
@@ -71,6 +72,7 @@ from dataclasses import replace
 from pathlib import Path
 from reproduction.datasets import prepare
 from echo.config import SMOKE
+from echo.spade import Conditioning
 from echo.training import train
 profile = replace(SMOKE, training=replace(SMOKE.training, **json.loads(sys.argv[3])))
 parts = [prepare.load_frames(Path(sys.argv[1]), split) for split in ("training", "validation")]
@@ -183,7 +185,7 @@ def test_gradient_checkpointing_keeps_less(random_unet):
         x, y = torch.randn(4, 1, 32, 32), torch.zeros(4, 5, 32, 32)
         t, classes = torch.arange(4), torch.arange(4)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            unet(x, t, y, classes)
+            unet(x, t, Conditioning(y), classes)
         return sum(saved.values())
 
     plain = kept(random_unet)

@@ -119,11 +119,67 @@ def test_table_1_is_the_papers_row_and_ours(scores, volumes):
 
 def test_table_2_selects_view_phase_and_quality(scores, volumes):
     table = tables.table(2, scores, volumes, seed=0)
-    assert len(table) == 3 * (4 + 3)
+    assert len(table) == 3 * (4 + 2)  # no patient's quality is Poor, and no row says so
     for row, where in (("LV epi, 2CH ES", "view == '2CH' and phase == 'ES'"), ("LV epi, Good", "quality == 'Good'")):
         raw = scores.query(f"train == 'both' and structure == 'LV epi' and processing == 'raw' and {where}")
         assert table.loc[row, "real + synthetic"].startswith(f"{100 * raw['dice'].mean():.1f} ± ")
-    assert (table.loc["LA, Poor"] == "–").all()  # no such patient
+    other = scores.assign(quality=scores["quality"].replace({"Good": "good", "Medium": "blurred"}))
+    again = tables.table(2, other, volumes, seed=0)
+    assert again.loc["LA, Good"].equals(table.loc["LA, Good"])
+    assert again.loc["LA, blurred"].equals(table.loc["LA, Medium"].rename("LA, blurred"))  # shown as it is spelt
+    one_view = tables.table(2, scores[(scores["view"] == "4CH") & (scores["phase"] == "ED")], volumes, seed=0)
+    assert list(one_view.index[:3]) == ["LV endo, 4CH ED", "LV endo, Good", "LV endo, Medium"]
+
+
+def test_a_structure_that_no_label_has_is_absent(scores, volumes):
+    la = scores["structure"] == "LA"
+    scores = scores.assign(labelled=~la)
+    scores.loc[la, ["dice", "hd95_mm", "assd_mm"]] = 0, np.nan, np.nan  # a network finds some all the same
+    assert (tables.table(1, scores, volumes, seed=0).loc["LA"].iloc[2:] == "absent").all()
+    third = tables.table(3, scores, volumes, seed=0)
+    assert (third.loc[["LA, missing", "LA, HD95, mm"]] == "absent").all(axis=None)
+    lost = tables.difference_table(scores, seed=0).loc["LA"]
+    assert (lost["difference"] == "absent").all()
+    assert (lost[["seeds", "p", "p_holm", "equivalent"]] == "–").all(axis=None)
+    kept = tables.difference_table(scores[~la], seed=0).loc[["LV endo", "LV epi"]]
+    assert tables.difference_table(scores, seed=0).loc[["LV endo", "LV epi"]].equals(kept)  # Holm counts tests made
+    dice = tables.dice_table(tables.dice_frames(scores))
+    assert list(tables.ratios(dice)) == ["LV endo", "LV epi"]
+    assert tables.comparison(dice).loc["LA", "synthetic-only":].tolist() == ["absent", "absent", "–"]
+
+
+def test_one_patient_has_no_interval_and_no_test(scores, volumes):
+    one, of = scores[scores["patient"] == "patient0001"], volumes[volumes["patient"] == "patient0001"]
+    assert "[" not in tables.table(1, one, of, seed=0).loc["LA", "real-only"]
+    assert tables.table(3, one, of, seed=0).loc["EF, points, limits of agreement", "real-only"] == "–"
+    found = tables.difference_table(one, seed=0)
+    assert found["difference"].str.fullmatch(r"[+-]\d\.\d").all()
+    assert (found[["p", "p_holm", "equivalent"]] == "–").all(axis=None)
+    frame = one[(one["view"] == "2CH") & (one["phase"] == "ED") & (one["seed"] == 3)]
+    assert tables.table(1, frame, of, seed=0).loc["LA", "real-only"].replace(".", "").isdigit()
+
+
+def test_tables_of_the_notebooks(scores):
+    means = tables.mean_dice(scores)
+    raw = scores[(scores["processing"] == "raw") & (scores["train"] == "both") & (scores["structure"] == "LA")]
+    assert means.loc["both", "LA"] == pytest.approx(100 * raw["dice"].mean())
+    assert (means["seeds"] == 2).all()
+    assert tables.against_paper(scores).loc["LA", "difference"] == pytest.approx(means.loc["synthetic", "LA"] - 85.2)
+    shown = tables.typical_frames(scores)
+    order = scores[scores["processing"] == "raw"].groupby(["patient", "view", "phase"])["dice"].mean()
+    assert list(shown.values()) == [order.idxmin(), order.sort_values().index[len(order) // 2], order.idxmax()]
+    assert next(iter(shown)).startswith("worst: ")
+    assert (
+        len(tables.typical_frames(scores[scores["patient"] == "patient0001"].query("view == '2CH' & phase == 'ED'")))
+        == 1
+    )
+    log = pd.DataFrame({"step": range(9), "loss": 1.0, "validation_loss": 2.0, "mean": [*range(8), 3]})
+    assert tables.training_log(log)["step"].tolist() == [0, 1, 3, 4, 6, 8]
+    assert tables.training_log(log[:2])["step"].tolist() == [0, 1]
+    assert tables.best_epochs({"real-only": log}).loc["real-only", "step"] == 7
+    assert tables.with_dashes(pd.DataFrame({"a": [1.0, np.nan]}))["a"].tolist() == [1.0, "–"]
+    dice = tables.dice_table(tables.dice_frames(scores))
+    assert tables.compare_runs({"a": dice, "b": dice}).loc["b"].equals(tables.comparison(dice))
 
 
 def test_table_3_is_in_mm_and_clinical(scores, volumes):
@@ -248,13 +304,15 @@ def test_trace_lists_the_choices(run, tmp_path):
 
 
 def test_readme_and_results_agree():
-    readme = (REPOSITORY / "README.md").read_text()
+    page, readme = (path.read_text() for path in (REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"))
     runs = sorted((REPOSITORY / "results").glob("*/dice.csv"))
     assert {path.parent.name for path in runs} >= {"laptop-phantom", "cpu-camus"}
     for path in runs:
         comparison = tables.markdown(tables.comparison(pd.read_csv(path)))
         assert comparison == (path.parent / "comparison.md").read_text().strip()
-        assert f"<!-- results {path.parent.name} -->\n{publish.readme_block(path.parent)}\n<!-- end -->" in readme
+        assert f"<!-- results {path.parent.name} -->\n{publish.results_block(path.parent)}\n<!-- end -->" in page
+        if path.parent.name == "cpu-camus":
+            assert f"<!-- comparison cpu-camus -->\n{comparison}\n<!-- end -->" in readme
         # The table follows from the frames beside it.
         frames = pd.read_csv(path.parent / "dice_frames.csv")
         again = tables.dice_table(frames)

@@ -4,6 +4,7 @@ import torch
 from matplotlib.text import Text
 
 from echo.config import GPU, LAPTOP, PAPER
+from echo.spade import Conditioning
 from echo.unet import SemanticUNet, SpadeResBlock, build_unet
 from reproduction.datasets.anatomy import anatomy, virtual_patient
 from reproduction.plots import diagrams
@@ -79,7 +80,8 @@ def test_block_table_has_the_shapes_of_a_forward_pass(random_unet, smoke):
     ]
     side = smoke.image_size
     with torch.no_grad():
-        random_unet(torch.randn(2, 1, side, side), torch.tensor([3, 4]), torch.zeros(2, 5, side, side), torch.arange(2))
+        conditioning = Conditioning(torch.zeros(2, 5, side, side))
+        random_unet(torch.randn(2, 1, side, side), torch.tensor([3, 4]), conditioning, torch.arange(2))
     for hook in hooks:
         hook.remove()
     assert len(seen) == len(blocks)

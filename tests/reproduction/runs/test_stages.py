@@ -306,7 +306,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(finished, tmp_path):
 def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(publish, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr(publish, "README", tmp_path / "README.md")
+    monkeypatch.setattr(publish, "PAGES", [tmp_path / "README.md"])
     blocks = [f"<!-- results {name} -->\nold\n<!-- end -->\n" for name in ("other", finished.name)]
     (tmp_path / "README.md").write_text("before\n" + "between\n".join(blocks))
     names = {str(p.relative_to(tmp_path)) for p in publish.publish(finished)}
@@ -323,7 +323,7 @@ def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, mon
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n" + blocks[0] + "between\n")
     assert "| synthetic-only | " in readme.partition(blocks[0])[2]
-    assert readme.endswith("[manifest](results/smoke-phantom/manifest.json)).\n<!-- end -->\n")
+    assert readme.endswith("[manifest](../results/smoke-phantom/manifest.json)).\n<!-- end -->\n")
 
     camus = tmp_path / "smoke-camus"
     shutil.copytree(finished, camus)
