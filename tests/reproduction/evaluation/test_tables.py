@@ -278,7 +278,7 @@ def test_trace_finds_volumes_other_rows_and_extracts(run, scores, volumes):
     text = trace.trace(run, 1, "LA", "real 5%").splitlines()
     assert text[0] == trace.trace(run, 1, "LA", "real").splitlines()[0]
     assert "grid/scores.csv" in text[1]
-    assert "python -m echo study tables" in text[-1]
+    assert "python -m echo study grid" in text[-1]
     for file in (run / "tables").iterdir():
         shutil.move(file, run / file.name)
     (run / "tables").rmdir()
@@ -303,14 +303,14 @@ def test_trace_lists_the_choices(run, tmp_path):
     assert "holds no scores.csv: run the tables stage" in done.stderr
 
 
-def test_readme_and_results_agree():
-    readme = (REPOSITORY / "README.md").read_text()
+def test_results_page_and_results_agree():
+    page = (REPOSITORY / "docs" / "results.md").read_text()
     runs = sorted((REPOSITORY / "results").glob("*/dice.csv"))
     assert {path.parent.name for path in runs} >= {"laptop-phantom", "cpu-camus"}
     for path in runs:
         comparison = tables.markdown(tables.comparison(pd.read_csv(path)))
         assert comparison == (path.parent / "comparison.md").read_text().strip()
-        assert f"<!-- results {path.parent.name} -->\n{publish.readme_block(path.parent)}\n<!-- end -->" in readme
+        assert f"<!-- results {path.parent.name} -->\n{publish.readme_block(path.parent)}\n<!-- end -->" in page
         # The table follows from the frames beside it.
         frames = pd.read_csv(path.parent / "dice_frames.csv")
         again = tables.dice_table(frames)
