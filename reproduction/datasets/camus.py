@@ -10,9 +10,8 @@ Both releases give the same `Frame`:
 - *MetaImage 2019*: `{training,testing}/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}[_gt].mhd` and `.raw`, arrays
   (1, H, W) with anisotropic pixels, split by the paper's rule.
 
-Any number of patients, views and phases will do. A frame is there when its image is: an image without its label, or a
-label without its image, is a fault, and so is a patient without any frame. A patient may lack a view or a phase that
-others have; `Camus.notes` says how many do.
+Any number of patients, views and phases will do. An image without its label, a label without its image and a patient
+without any frame are faults; `Camus.notes` says how many patients lack a view or a phase that others have.
 
 Data: S. Leclerc et al., "Deep Learning for Segmentation Using an Open Large-Scale Dataset in 2D
 Echocardiography", IEEE TMI 38(9):2198-2210, 2019, doi 10.1109/TMI.2019.2900516.
