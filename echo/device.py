@@ -18,7 +18,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 def get_device() -> torch.device:
     """This process's CUDA GPU (torchrun numbers them; else the first) if there is one, else the CPU."""
     return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+        torch.device("cuda", environment_number("LOCAL_RANK", 0)) if torch.cuda.is_available() else torch.device("cpu")
     )
 
 
@@ -56,14 +56,46 @@ def dividing_threads(batch_size: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def environment_number(name: str, default: int) -> int:
+    """The whole number in an environment variable, or the default where it is not set.
+
+    Raises:
+        ValueError: when it is something else or negative, naming the variable.
+    """
+    value = os.environ.get(name) or str(default)
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"the environment variable {name} is {value!r}: it must be a whole number")
+    return int(value)
+
+
 def launched() -> tuple[int, int] | None:
-    """This process's rank and how many there are, where torchrun or `notebook_launcher` started it with others."""
-    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if "RANK" in os.environ else None
+    """This process's rank and how many there are, where torchrun or `notebook_launcher` started it with others.
+
+    Raises:
+        ValueError: when only one of RANK and WORLD_SIZE is set, or the rank is not below their number.
+    """
+    given = [name for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)]
+    if len(given) == 1:
+        (missing,) = {"RANK", "WORLD_SIZE"} - set(given)
+        raise ValueError(f"the environment variable {given[0]} is set and {missing} is not: set both, or neither")
+    if not given:
+        return None
+    rank, processes = environment_number("RANK", 0), environment_number("WORLD_SIZE", 1)
+    if rank >= processes:
+        raise ValueError(f"the environment variable RANK is {rank}: with WORLD_SIZE {processes} it must be below that")
+    return rank, processes
 
 
 def training_processes() -> int:
-    """Processes that share a training: one for each GPU, or what ECHO_PROCESSES says."""
-    return int(os.environ.get("ECHO_PROCESSES", max(1, torch.cuda.device_count())))
+    """Processes that share a training: one for each GPU, or what ECHO_PROCESSES says.
+
+    Raises:
+        ValueError: when ECHO_PROCESSES is not a whole number above 0.
+    """
+    processes = environment_number("ECHO_PROCESSES", max(1, torch.cuda.device_count()))
+    if not processes:
+        raise ValueError("the environment variable ECHO_PROCESSES is '0': it must be 1 or more")
+    return processes
 
 
 def data_workers() -> int:

@@ -1,7 +1,11 @@
-"""What survives a kill: files written whole or not at all, and the digest of what they were made from."""
+"""What survives a kill: files written whole or not at all, digests, checkpoints of trainings, signals."""
 
 import hashlib
 import json
+import signal
+import threading
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,11 +51,10 @@ def write_csv(path: Path, table: "pd.DataFrame", **options) -> None:
 class DamagedFile(ValueError):
     """A file of a run is truncated, or another program's; the message is one line with the file and what to do."""
 
-    def __init__(self, path: Path, reason: object):
-        line = " ".join(
-            f"{path}: damaged ({reason}): put a whole copy back, or remove it to have it made again".split()
-        )
-        super().__init__(" ".join(line.split()))
+    def __init__(
+        self, path: Path, reason: object, remedy: str = "put a whole copy back, or remove it to have it made again"
+    ):
+        super().__init__(" ".join(f"{path}: damaged ({reason}): {remedy}".split()))
 
 
 @contextmanager
@@ -92,3 +95,76 @@ def read_csv(path: Path, **options) -> "pd.DataFrame":
 def digest(*values: object) -> str:
     """Sixteen hexadecimal digits that identify JSON-able values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Checkpoint:
+    """A file with all that a training needs to go on to the bit: the states of its parts, and plain values.
+
+    Args:
+        path: of the file.
+        parts: by name, what has `state_dict` and `load_state_dict`; None for a part that this training does without.
+    """
+
+    def __init__(self, path: Path, **parts: object):
+        self.path, self.parts = path, parts
+
+    def save(self, **values: object) -> None:
+        """Write the parts' states and these values, atomically."""
+        import torch  # takes a second, and the command line needs other functions of this module alone
+
+        states = {name: part and part.state_dict() for name, part in self.parts.items()}
+        with atomic(self.path) as temporary:
+            torch.save(states | values, temporary)
+
+    def load(self) -> dict[str, object]:
+        """Give each part its state, and return the values; an empty dict where there is no checkpoint yet.
+
+        Raises:
+            DamagedFile: when the file is cut, changed, or of another training.
+        """
+        import torch
+
+        for leftover in self.path.parent.glob(f".*.{self.path.name}"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        if not self.path.exists():
+            return {}
+        try:
+            with zipfile.ZipFile(self.path) as archive:  # torch.load compares no checksums
+                if changed := archive.testzip():
+                    raise ValueError(f"{changed} has another checksum")
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, part in self.parts.items():
+                found = state.pop(name)
+                if part is not None and found is not None:
+                    part.load_state_dict(found)
+            state["step"]
+        except Exception as error:  # torch.load and load_state_dict raise whatever they meet
+            reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error)[:200] or type(error).__name__
+            raise DamagedFile(self.path, reason, "remove it to begin this training anew") from None
+        return state
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets within this block, so that a step is finished and saved first.
+
+    A Ctrl-C two seconds later does not wait; signals come in pairs where a launcher passes on what its processes got
+    too. They reach the main thread alone; in any other the event is never set.
+    """
+    event, previous, first = threading.Event(), {}, 0.0
+
+    def ask(number: int, _frame: object) -> None:
+        nonlocal first
+        if not event.is_set():
+            first = time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - first > 2:
+            raise KeyboardInterrupt
+        event.set()
+
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

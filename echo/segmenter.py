@@ -11,6 +11,7 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlipd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,7 +21,14 @@ from echo.dice import frame_dice
 from echo.frames import Frames
 from echo.labels import NUM_CAMUS
 from echo.progress import tqdm
-from echo.resume import atomic, write_csv
+from echo.resume import Checkpoint, DamagedFile, atomic, write_csv
+from echo.threads import Pace, training_threads, using_threads
+
+WEIGHTS = "model.safetensors"
+LOSSES = {
+    "dice_ce": DiceCELoss(softmax=True, to_onehot_y=True, include_background=False),
+    "ce": lambda logits, label: F.cross_entropy(logits, label[:, 0].long()),
+}
 
 
 def build_segmenter(config: SegmenterConfig) -> UNet:
@@ -65,7 +73,7 @@ def to_input(images: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def ultrasound(images: torch.Tensor, probability: float, rng: np.random.Generator) -> torch.Tensor:
-    """What a scanner, a chest and a patient do to an echo, drawn anew for each of images (B, 1, S, S) in [0, 1].
+    """Disturbances of an echo by scanner, ribs and gain, drawn anew for each of images (B, 1, S, S) in [0, 1].
 
     Each happens with this probability: speckle (grains of 2 pixels, sd up to 0.2 of the grey level), a gain that
     changes with depth (by up to a factor 1.6 at the bottom), the shadow of a rib (a beam darkened by up to 90 %), haze
@@ -148,7 +156,7 @@ class Batches(Dataset):
         self.arguments = arguments
 
     def __getitem__(self, step: int) -> tuple[NDArray, NDArray]:
-        return tuple(part.numpy() for part in draw_samples(*self.arguments, step))
+        return tuple(values.numpy() for values in draw_samples(*self.arguments, step))
 
 
 def train_segmenter(
@@ -174,86 +182,87 @@ def train_segmenter(
     sets = [training] if isinstance(training, Frames) else training
     torch.manual_seed(seed)
     tune_cpu()
-    weights, checkpoint = folder / "model.safetensors", folder / "checkpoint.pt"
-    if weights.exists():
+    if (folder / WEIGHTS).exists():
         return load_segmenter(config, folder)
     network = build_segmenter(config).to(device, memory_format=torch.channels_last)
     steps, (high, low) = config.steps, config.learning_rate
     if start is not None:
         network.load_state_dict(start.state_dict())
         steps, high = round(steps * config.finetune_steps), high * config.finetune_rate
-
     optimizer = torch.optim.AdamW(network.parameters(), lr=high, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=min(low, high))
     # Without an average its decay is 0, and it is the network itself.
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
-    loss_function = {
-        "dice_ce": DiceCELoss(softmax=True, to_onehot_y=True, include_background=False),
-        "ce": lambda logits, label: F.cross_entropy(logits, label[:, 0].long()),
-    }[config.loss]
-    transform = augmentation(config, sets[0].images.shape[-1])
-    first, log, losses, best, best_state = 0, [], [], -1.0, {}
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        for part, key in ((network, "network"), (optimizer, "optimizer"), (schedule, "schedule"), (ema, "ema")):
-            part.load_state_dict(state[key])
-        first, log, best, best_state = (state[key] for key in ("step", "log", "best", "best_state"))
+    loss_function = LOSSES[config.loss]
+
+    file = folder / "checkpoint.pt"
+    checkpoint = Checkpoint(file, network=network, optimizer=optimizer, schedule=schedule, ema=ema)
+    done = {"step": 0, "log": [], "best": -1.0, "best_state": {}, "threads": None} | checkpoint.load()
     ema.to(device)
-    bar, ahead = tqdm(total=steps, initial=first, desc=name, unit="step"), range(first + 1, steps + 1)
-    batches = Batches(sets, config, transform, seed)
+    done["threads"] = training_threads(done["threads"])
+    pace, losses, ahead = Pace(done["threads"]), [], range(done["step"] + 1, steps + 1)
+    batches = Batches(sets, config, augmentation(config, sets[0].images.shape[-1]), seed)
     loader = DataLoader(batches, batch_size=None, sampler=ahead, num_workers=data_workers(), collate_fn=tuple)
-    for step, batch in zip(ahead, loader, strict=True):
-        network.train()
-        image, label = (torch.from_numpy(part).to(device) for part in batch)
-        with autocast(config.precision, device):
-            logits = network(image.contiguous(memory_format=torch.channels_last))
-        loss = loss_function(logits.float(), label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        ema.step(network.parameters())
-        losses.append(loss.item())
-        bar.update()
-        if step % config.validate_every == 0 or step == steps:
-            ema.store(network.parameters())
-            ema.copy_to(network.parameters())
-            found = predict(network, validation.images, flip=config.flip_test)
-            dice = frame_dice(found, validation.labels).mean() * 100
-            row = {name: round(float(value), 3) for name, value in dice.items()} | {"mean": float(dice.mean())}
-            log.append({"step": step, "loss": float(np.mean(losses))} | row)
-            losses.clear()
-            bar.set_postfix(validation_dice=f"{dice.mean():.1f}")
-            if dice.mean() > best:
-                best = float(dice.mean())
-                best_state = {
-                    k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
-                }
-            ema.restore(network.parameters())
-            state = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
-            state = {key: part.state_dict() for key, part in state.items()}
-            with atomic(checkpoint) as temporary:
-                torch.save(state | {"step": step, "log": log, "best": best, "best_state": best_state}, temporary)
-            write_csv(folder / "log.csv", pd.DataFrame(log))
-    bar.close()
-    with atomic(weights) as temporary:
-        save_file(best_state, temporary)
-    checkpoint.unlink()
-    network.load_state_dict(best_state)
+    bar = tqdm(total=steps, initial=done["step"], desc=name, unit="step")
+    with bar, using_threads(done["threads"]):
+        for step, batch in zip(ahead, loader, strict=True):
+            network.train()
+            image, label = (torch.from_numpy(values).to(device) for values in batch)
+            with autocast(config.precision, device):
+                logits = network(image.contiguous(memory_format=torch.channels_last))
+            loss = loss_function(logits.float(), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            ema.step(network.parameters())
+            losses.append(loss.item())
+            bar.update()
+            pace.step()
+            if step % config.validate_every == 0 or step == steps:
+                dice, weights = validate(network, ema, validation, config)
+                done |= {"step": step, "log": [*done["log"], {"step": step, "loss": float(np.mean(losses))} | dice]}
+                if dice["mean"] > done["best"]:
+                    done |= {"best": dice["mean"], "best_state": weights}
+                losses.clear()
+                bar.set_postfix(validation_dice=f"{dice['mean']:.1f}")
+                checkpoint.save(**done)
+                write_csv(folder / "log.csv", pd.DataFrame(done["log"]))
+    with atomic(folder / WEIGHTS) as temporary:
+        save_file(done["best_state"], temporary)
+    checkpoint.path.unlink()
+    network.load_state_dict(done["best_state"])
     return network.eval()
+
+
+def validate(
+    network: UNet, ema: EMAModel, validation: Frames, config: SegmenterConfig
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Dice in % of the three structures and their "mean", of the averaged weights; and these weights, on the CPU."""
+    ema.store(network.parameters())
+    ema.copy_to(network.parameters())
+    found = predict(network, validation.images, flip=config.flip_test)
+    dice = frame_dice(found, validation.labels).mean() * 100
+    weights = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()}
+    ema.restore(network.parameters())
+    return {name: round(float(value), 3) for name, value in dice.items()} | {"mean": float(dice.mean())}, weights
 
 
 def load_segmenter(config: SegmenterConfig, folder: Path) -> UNet:
     """The network that `train_segmenter` kept in `folder`, in evaluation mode.
 
     Raises:
+        DamagedFile: when the weights cannot be read, or are another network's.
         FileNotFoundError: when the segmentation stage has not run.
     """
-    weights = folder / "model.safetensors"
+    weights = folder / WEIGHTS
     if not weights.exists():
         raise FileNotFoundError(
             f"{weights}: no segmenter; run notebook 04 or `python -m echo reproduce --only segmentation`"
         )
     network = build_segmenter(config)
-    network.load_state_dict(load_file(weights))
+    try:
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise DamagedFile(weights, error, "remove it to train this segmenter anew") from None
     return network.to(get_device(), memory_format=torch.channels_last).eval()

@@ -13,11 +13,10 @@ import papermill
 import pytest
 import torch
 from conftest import REPOSITORY
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
 from echo import __version__
-from reproduction.runs.run import STAGES, STUDIES, check_parameters
+from reproduction.runs.notebooks import check_parameters
+from reproduction.runs.table import STAGES
 
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"profile": "laptop", "data": "phantom", "run": "", "seed": 0, "recompute": False}
@@ -34,7 +33,7 @@ def code_cells(notebook):
 
 
 def test_every_stage_has_its_notebook():
-    assert {name for _folder, name in (STAGES | STUDIES).values()} <= {p.stem for p in PATHS}
+    assert {stage.notebook for stage in STAGES.values()} <= {p.stem for p in PATHS}
     readme = (REPOSITORY / "README.md").read_text()
     assert all(f"notebooks/{p.name}" in readme for p in PATHS)
 
@@ -43,6 +42,8 @@ def test_fixed_opening(notebook, request):
     title, bootstrap, setup = (notebook.cells[k].source for k in range(3))
     assert re.match(r"# \d\d · ", title)
     assert "**Claim.**" in title
+    picture = re.search(r"!\[.{20,}\]\(\.\./figures/\w[\w-]*\.png\)\n\n\*[^\n]+\*\n", title)
+    assert picture, "no picture, with its alternative text and a line of what it shows, before the set-up"
     assert 'find_spec("echo")' in bootstrap  # its text is tests/test_badges.py's subject
     assert setup.startswith("## Set-up")
     imports, parameters = code_cells(notebook)[1:3]
@@ -55,41 +56,31 @@ def test_fixed_opening(notebook, request):
 
 
 def test_parameters_that_reproduce_gives_exist():
-    for _folder, name in (STAGES | STUDIES).values():
-        known = papermill.inspect_notebook(REPOSITORY / "notebooks" / f"{name}.ipynb")
+    for stage in STAGES.values():
+        known = papermill.inspect_notebook(REPOSITORY / "notebooks" / f"{stage.notebook}.ipynb")
         assert set(PARAMETERS) <= set(known)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_papermills_parameters_are_checked(path):
-    def check(**parameters):
-        cells = parameterize_notebook(load_notebook_node(str(path)), parameters, kernel_name="python3").cells
-        check_parameters([c.source for c in cells if c.cell_type == "code"])
-
     good = PARAMETERS | OWN_PARAMETERS.get(path.stem, {})
-    check(**good)
-    check(profile="gpu", seed=-1, data='a "b"\nc')
+    check_parameters(path, good)
+    check_parameters(path, {"profile": "gpu", "seed": -1, "data": 'a "b"\nc'})
     with pytest.raises(ValueError, match="unknown parameter 'profil': this notebook has profile, data, run, seed, rec"):
-        check(profile="gpu", profil="gpu")
+        check_parameters(path, {"profile": "gpu", "profil": "gpu"})
     for name, wrong in {"profile": 1, "run": None, "seed": "1", "recompute": 1, "data": ["a"]}.items():
         with pytest.raises(ValueError, match=f"parameter {name} is .*: it must be {type(good[name]).__name__}"):
-            check(**{name: wrong})
+            check_parameters(path, {name: wrong})
 
 
-@pytest.mark.parametrize(
-    ("stem", "words", "message"),
-    [
-        ("03_generation", "-p profil gpu", "ValueError: unknown parameter 'profil'"),
-        ("05_dice_tables", "-p profile smoke -p recompute True -p run run", "finished; run notebook 04_segmentation"),
-    ],
-)
-def test_a_notebook_by_itself_in_any_folder(stem, words, message, tmp_path):
-    """An unknown parameter, and an earlier stage that is missing, are named."""
-    notebook = REPOSITORY / "notebooks" / f"{stem}.ipynb"
+def test_a_notebook_by_itself_in_any_folder(tmp_path):
+    """An earlier stage that is missing is named."""
+    notebook = REPOSITORY / "notebooks" / "05_dice_tables.ipynb"
     command = [sys.executable, "-m", "papermill", notebook, "out.ipynb", "-k", "python3", "--no-progress-bar"]
-    done = subprocess.run([*command, *words.split()], cwd=tmp_path, capture_output=True, text=True)
+    words = ["-p", "profile", "smoke", "-p", "recompute", "True", "-p", "run", "run"]
+    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
-    assert message in done.stderr
+    assert "finished; run notebook 04_segmentation" in done.stderr
     assert {p.name for p in tmp_path.iterdir()} <= {"out.ipynb", "run"}
 
 
@@ -106,6 +97,32 @@ def test_cells_are_short_and_define_no_method(notebook):
     for cell in code_cells(notebook):
         assert len(cell.source.splitlines()) <= 25
         assert not [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.ClassDef)]
+
+
+LOOPS = {
+    "02_diffusion_training": ("echo.diffusion.q_sample", "echo.spade.SpadeGroupNorm", "echo.training.batch_loss"),
+    "03_generation": ("SemanticDiffusionPipeline",),
+    "04_segmentation": ("echo.segmenter.train_segmenter",),
+    "05_dice_tables": ("echo.dice.frame_dice",),
+}
+
+
+@pytest.mark.parametrize("stem", LOOPS)
+def test_the_loops_on_the_page_equal_the_packages(stem):
+    """Each check printed its difference, and that was zero to the digits shown."""
+    cells = code_cells(nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4))
+    said = "".join(o.text for c in cells for o in c.outputs if o.get("name") == "stdout")
+    for name in LOOPS[stem]:
+        (line,) = [line for line in said.splitlines() if name in line]
+        assert "difference to" in line
+        assert float(line.split(": ")[-1].split(" ")[-1]) == 0
+
+
+def test_what_is_found_is_a_number_or_a_picture(notebook):
+    """No cell reports a bare yes or no, or names a folder of the run."""
+    for cell in code_cells(notebook):
+        assert "bool(" not in cell.source
+        assert not re.search(r"experiment\.(folder|root) / \"(?!manifest)", cell.source)
 
 
 def test_prose_leads_somewhere(notebook):

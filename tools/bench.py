@@ -5,162 +5,50 @@ ratios. The weights are random and the label maps the phantom's: neither changes
 """
 
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import psutil
 import torch
 import typer
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from echo.config import CPU, PAPER, SMOKE, VIEW_PHASES
-from echo.device import autocast, device_name, get_device, peak_memory_gb, supported_precision, tune_cpu
-from echo.diffusion import cosine_schedule, diffusion_loss, q_sample
-from echo.fast import FASTER, FastConditioning, speed_up
-from echo.labels import one_hot
+from echo.config import PAPER, VIEW_PHASES
+from echo.device import device_name, get_device, peak_memory_gb, supported_precision, tune_cpu
+from echo.diffusion import cosine_schedule, diffusion_loss
+from echo.fast import FastConditioning, speed_up
 from echo.resume import write_json
 from echo.sampler import MOST_BYTES, SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
-from echo.spade import Conditioning
-from echo.unet import AttentionBlock, SemanticUNet, build_unet
+from echo.unet import SemanticUNet, build_unet
 from reproduction import RESULTS
-from reproduction.datasets.prepare import open_data, read_frames
+from tools.variants import (
+    COMPILED,
+    SAMPLING,
+    TRAINING,
+    Case,
+    Variant,
+    cases,
+    conditioning,
+    inputs,
+    label_maps,
+    precision,
+    prepare,
+)
 
 FAST = tuple(name for name in SCHEDULERS if name != "ddpm")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, and the batches of a training and of a sampling step."""
-
-    name: str
-    image_size: int
-    training_batch: int
-    sampling_batch: int
-    arguments: dict | None = None  # of SemanticUNet; None is the cpu profile's
-
-    def build(self) -> SemanticUNet:
-        torch.manual_seed(0)
-        unet = build_unet(CPU) if self.arguments is None else SemanticUNet(self.image_size, **self.arguments)
-        for p in unet.parameters():  # a fresh network returns zeros
-            if p.dim() > 1:
-                nn.init.normal_(p, std=0.02)
-        return unet.to(get_device())
-
-
-def cases(quick: bool) -> list[Case]:
-    """The compact network of the cpu profile, and one of the paper's type: 64 channels at 128 px, 46 M parameters."""
-    scale = 1
-    if get_device().type == "cuda":
-        scale = 16 if torch.cuda.mem_get_info()[1] > 60e9 else 4
-    if quick:
-        tiny = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (16,)}
-        return [Case("paper-type", 32, 2, 2, tiny | {"head_channels": 32})]
-    wide = {"model_channels": 64, "channel_mult": (1, 1, 2, 3, 4)}
-    return [Case("compact", 56, 16 * scale, 16 * scale), Case("paper-type", 128, 4 * scale, 8 * scale, wide)]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to compute: what is switched on."""
-
-    bf16: bool = True
-    channels_last: bool = True
-    patches: bool = True  # in training; SPADE for each label patch
-    held: bool = True  # in sampling; SPADE once for all steps
-    norm: bool = True  # our GroupNorm
-    attention: bool = True
-    fused: bool = True  # optimiser and average
-    checkpointing: bool = False
-    compiled: bool = False
-
-
-BASELINE = Variant(*[False] * 7)
-TRAINING = {
-    "as published": BASELINE,
-    "ours": Variant(),
-    "ours, SPADE by convolution": Variant(patches=False),
-    "ours, float32": Variant(bf16=False),
-    "ours, contiguous layout": Variant(channels_last=False),
-    "ours, PyTorch's GroupNorm": Variant(norm=False),
-    "ours, einsum attention": Variant(attention=False),
-    "ours, optimiser not fused": Variant(fused=False),
-    "ours, gradient checkpointing": Variant(checkpointing=True),
-}
-COMPILED = {"ours, torch.compile": Variant(compiled=True)}  # takes minutes, so only when asked for
-SAMPLING = {
-    "as published": BASELINE,
-    "ours": Variant(),
-    "ours, SPADE at every step": Variant(held=False),
-    "ours, SPADE at every step, by convolution": Variant(held=False, patches=False),
-    "ours, float32": Variant(bf16=False),
-    "ours, contiguous layout": Variant(channels_last=False),
-    "ours, PyTorch's GroupNorm": Variant(norm=False),
-    "ours, einsum attention": Variant(attention=False),
-}
-
-
+PLAIN, OURS, CHECKPOINTING = "as published", "ours", "ours, gradient checkpointing"
 AMORTISED = "ours, mean of 25 steps with the first"
-
-
-def prepare(unet: SemanticUNet, variant: Variant) -> None:
-    """Make the network compute this way."""
-    slow = set()
-    if variant == BASELINE:
-        slow = set(FASTER)
-    if not variant.norm:
-        slow |= {nn.GroupNorm}
-    if not variant.attention:
-        slow |= {AttentionBlock}
-    speed_up(unet)
-    plain = {fast: kind for kind, fast in FASTER.items() if kind in slow}
-    for module in unet.modules():
-        module.__class__ = plain.get(type(module), type(module))
-    unet.to(memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
-    unet.disable_gradient_checkpointing()
-    if variant.checkpointing:
-        unet.enable_gradient_checkpointing()
-
-
-def precision(variant: Variant) -> torch.autocast:
-    """The autocast context of a variant."""
-    return autocast("bf16" if variant.bf16 else "fp32", get_device())
-
-
-def conditioning(variant: Variant, y: Tensor, most_bytes: float = 0) -> Conditioning:
-    """The label map as a variant takes it."""
-    return FastConditioning(y, most_bytes * variant.held) if variant.patches else Conditioning(y)
-
-
-def label_maps(case: Case, count: int) -> Tensor:
-    """One-hot label maps (count, 5, S, S) of phantom patients."""
-    profile = replace(SMOKE, phantom_patients={"training": 4, "validation": 0, "testing": 0})
-    with tempfile.TemporaryDirectory() as folder:
-        labels = read_frames(open_data("phantom", profile, Path(folder), 0), "training", case.image_size).sdm_labels
-    return one_hot(np.resize(labels, (count, *labels.shape[1:]))).to(get_device())
-
-
-def inputs(case: Case, unet: SemanticUNet, y: Tensor, n: int) -> tuple[Tensor, ...]:
-    """x_0, x_t, epsilon (N, C, S, S), t (N,), label maps and classes (N,) of a batch."""
-    generator = torch.Generator().manual_seed(0)
-    shape = n, unet.config.in_channels, case.image_size, case.image_size
-    x_0, epsilon = (torch.randn(shape, generator=generator).to(y.device) for _ in range(2))
-    t = torch.randint(1000, (n,), generator=generator).to(y.device)
-    classes = torch.zeros(n, dtype=torch.long, device=y.device) if unet.config.num_classes else None
-    return x_0.clamp(-1, 1), q_sample(cosine_schedule(), x_0, t, epsilon), epsilon, t, y[:n], classes
 
 
 def training_step(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant) -> Callable[[], None]:
@@ -185,40 +73,28 @@ def training_step(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant) -
     return step
 
 
-def synchronize() -> None:
-    """Wait for the device."""
-    if get_device().type == "cuda":
-        torch.cuda.synchronize()
+def seconds(step: Callable[[], object], at_least: float) -> list[float]:
+    """Times of a step that together take so many seconds, after one that warms up."""
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=at_least).times
 
 
-def seconds(step: Callable[[], None], repeats: int, warm_up: int = 1) -> list[float]:
-    """Times of a step, after those that warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        synchronize()
-        clock = time.perf_counter()
-        step()
-        synchronize()
-        times.append(time.perf_counter() - clock)
-    return times[warm_up:]
-
-
-def sampling_times(
-    case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, repeats: int
-) -> tuple[list[float], list[float]]:
-    """Times of a sampling step, one evaluation of the network as the pipeline makes it: of those after the first, and
-    of the mean one of 25, the first with it, which alone computes SPADE where that is held."""
+def sampling_step(
+    case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, count: int | None = None
+) -> Callable[[], None]:
+    """A sampling step, one evaluation of the network as the pipeline makes it, where SPADE was computed before; or
+    `count` steps from the first on, which computes SPADE for them where that is held."""
     prepare(unet, variant)
     _, x_t, _, t, y, classes = inputs(case, unet, y, case.sampling_batch)
+    label_map = conditioning(variant, y, MOST_BYTES)
 
-    def run() -> list[float]:
+    def step() -> None:
+        own = conditioning(variant, y, MOST_BYTES) if count else label_map
         with torch.no_grad(), precision(variant):
-            label_map = conditioning(variant, y, MOST_BYTES)
-            return seconds(lambda: unet(x_t, t, label_map, classes), repeats, warm_up=0)
+            for _ in range(count or 1):
+                unet(x_t, t, own, classes)
 
-    run()
-    first, *later = run()
-    return later, [(first + 24 * statistics.median(later)) / 25]
+    return step
 
 
 def flops(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, kind: str) -> float:
@@ -235,7 +111,7 @@ def flops(case: Case, unet: SemanticUNet, y: Tensor, variant: Variant, kind: str
     return counter.get_total_flops() * (1 if sampling else 4 if variant.checkpointing else 3)
 
 
-def ceilings(repeats: int) -> dict[str, float]:
+def ceilings(at_least: float) -> dict[str, float]:
     """TFLOP/s of a large matrix product and of a 3 x 3 convolution on this device."""
     device, table = get_device(), {}
     n, (batch, channels, side) = (8192, (64, 256, 128)) if device.type == "cuda" else (2048, (8, 64, 128))
@@ -248,12 +124,12 @@ def ceilings(repeats: int) -> dict[str, float]:
             "convolution": (18 * batch * channels**2 * side**2, lambda x=x, w=w: nn.functional.conv2d(x, w, padding=1)),
         }
         for kind, (count, step) in work.items():
-            table[f"{kind} {name}"] = count / statistics.median(seconds(step, repeats)) / 1e12
+            table[f"{kind} {name}"] = count / statistics.median(seconds(step, at_least)) / 1e12
     return table
 
 
 def measured_rates(case: Case, unet: SemanticUNet, y: Tensor, quick: bool) -> list[dict]:
-    """Images per second of whole pipelines, label maps to images, after a short run that warms up."""
+    """Images per second of whole pipelines, label maps to images."""
     prepare(unet, Variant())
     unet.eval()
     n, rows = case.sampling_batch, []
@@ -266,8 +142,7 @@ def measured_rates(case: Case, unet: SemanticUNet, y: Tensor, quick: bool) -> li
         pipeline = SemanticDiffusionPipeline(unet, make_scheduler(name, "epsilon", learned))
         with precision(Variant()):
             call = partial(pipeline, y[:n], classes, seeds=list(range(n)))
-            call(num_inference_steps=2)
-            (took,) = seconds(partial(call, num_inference_steps=measured), 0, warm_up=0)
+            took = statistics.median(seconds(partial(call, num_inference_steps=measured), 0.0))
         rate = n / (took * steps / measured)
         rows.append(
             {
@@ -281,26 +156,48 @@ def measured_rates(case: Case, unet: SemanticUNet, y: Tensor, quick: bool) -> li
     return rows
 
 
-def measured_apart(case: Case, name: str, kind: str, quick: bool) -> dict:
+def measured_apart(case: Case, name: str, kind: str, quick: bool, threads: int | None = None) -> dict:
     """`measure` in a process of its own, whose memory nothing else has shaped: a sampler does not train first."""
     command = [sys.executable, "-m", "tools.bench", "--apart", f"{case.name}:{name}:{kind}"]
-    done = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True, check=True)
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    done = subprocess.run(command + ["--quick"] * quick, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(case: Case, name: str, kind: str, repeats: int) -> dict:
+def measure(case: Case, name: str, kind: str, at_least: float) -> dict:
     """Times of "training" or "sampling" steps; of training, its peak memory in GB, above what this process held."""
-    variant, device = TRAINING[name], get_device()
-    if variant != BASELINE:
+    device = get_device()
+    if name != PLAIN:
         tune_cpu()
     y = label_maps(case, max(case.training_batch, case.sampling_batch))
     before = psutil.Process().memory_info().rss / 1e9 if device.type == "cpu" else 0.0
     unet = case.build()
     if kind == "sampling":
-        times, amortised = sampling_times(case, unet, y, variant, repeats)
-        return {"sampling": times, "amortised": amortised}
-    times = seconds(training_step(case, unet, y, variant), repeats)
+        found = {"sampling": seconds(sampling_step(case, unet, y, SAMPLING[name]), at_least)}
+        if name == OURS:
+            times = seconds(sampling_step(case, unet, y, SAMPLING[name], 25), at_least)
+            found["amortised"] = [took / 25 for took in times]
+        return found
+    times = seconds(training_step(case, unet, y, TRAINING[name]), at_least)
     return {"training": times, "peak_gb": peak_memory_gb(device) - before}
+
+
+def measured_beside_others(case: Case, quick: bool) -> list[dict]:
+    """A training step with all threads and with one fewer, alone and beside a process that keeps one core busy."""
+    most, rows = torch.get_num_threads(), []
+    for beside in ("nothing", "a busy process"):
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside != "nothing" else None
+        try:
+            for threads in sorted({most, max(1, most - 1)}, reverse=True):
+                took = statistics.median(measured_apart(case, OURS, "training", quick, threads)["training"])
+                slower = took / rows[0]["seconds"] if rows else 1.0
+                row = {"network": case.name, "beside": beside, "threads": threads, "seconds": took, "slower": slower}
+                rows.append(row)
+        finally:
+            if busy:
+                busy.kill()
+                busy.wait()
+    return rows
 
 
 def paper_estimate(batch: int = 12) -> dict[str, float]:
@@ -314,11 +211,11 @@ def paper_estimate(batch: int = 12) -> dict[str, float]:
         unet = speed_up(build_unet(PAPER)).bfloat16()
         x, y = (torch.empty(1, k, PAPER.image_size, PAPER.image_size, dtype=torch.bfloat16) for k in (3, 5))
         t = torch.empty(1, dtype=torch.long)
-    own = {p.untyped_storage()._cdata for p in unet.parameters()}
+    weights_storage = {p.untyped_storage()._cdata for p in unet.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in weights_storage:
             kept[storage._cdata] = storage
         return tensor
 
@@ -345,71 +242,62 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(" | ".join(["", *row, ""]).strip() for row in [table.columns, ["---"] * table.shape[1], *cells])
 
 
+def measured_steps(case: Case, quick: bool, compiled: bool) -> tuple[list[dict], list[dict]]:
+    """Rows of steps and of peak memory. The plain network, ours, and ours with gradient checkpointing are measured
+    each in processes of their own, in turn; what each part of ours gains, in this one."""
+    rounds, at_least = (1, 0.0) if quick else (2, 3.0)
+    found = {name: [] for name in (PLAIN, OURS, CHECKPOINTING)}
+    for kind in ("training", "sampling"):
+        for _ in range(rounds):
+            for name in (PLAIN, OURS):
+                found[name].append(measured_apart(case, name, kind, quick))
+    found[CHECKPOINTING].append(measured_apart(case, CHECKPOINTING, "training", quick))
+    peaks = {name: [f["peak_gb"] for f in facts if "peak_gb" in f] for name, facts in found.items()}
+    memory = [{"network": case.name, "variant": n, "peak_gb": statistics.median(p)} for n, p in peaks.items()]
+    unet, y, steps = case.build(), label_maps(case, max(case.training_batch, case.sampling_batch)), []
+    more = COMPILED if compiled and case.name == "compact" else {}
+    for kind, variants in (("training", TRAINING | more), ("sampling", SAMPLING)):
+        make = training_step if kind == "training" else sampling_step
+        times = {name: [t for f in found[name] for t in f.get(kind, [])] for name in variants if name in found}
+        if kind == "sampling":
+            times[AMORTISED] = [t for f in found[OURS] for t in f.get("amortised", [])]
+        for name in variants.keys() - found.keys():
+            times[name] = seconds(make(case, unet, y, variants[name]), at_least)
+        unet.zero_grad()
+        batch = case.training_batch if kind == "training" else case.sampling_batch
+        for name in (*variants, *times.keys() - variants.keys()):
+            median = statistics.median(times[name])
+            row = {"network": case.name, "step": kind, "variant": name, "batch": batch, "seconds": median}
+            row["speedup"] = statistics.median(times[PLAIN]) / median
+            if name != AMORTISED:
+                row["tflops"] = flops(case, unet, y, variants[name], kind) / median / 1e12
+            steps.append(row)
+    return steps, memory
+
+
 def bench(quick: bool = False, compiled: bool = False) -> dict:
-    """All measurements: `device`, the three ratios of the paper-type network, and the rows behind them.
-
-    The published way, ours, and ours with gradient checkpointing are measured each in processes of their own, in turn,
-    training apart from sampling; what each part of ours gains, in one process.
-    """
-    rounds, repeats = (1, 1) if quick else (2, 2)
-    result = {"device": device_name(), "cores": torch.get_num_threads(), "torch": version("torch")}
-    result |= {"bf16": supported_precision("bf16", get_device()) == "bf16", "ceilings_tflops": ceilings(5)}
-    steps, memory, rates = [], [], []
-    apart = ("as published", "ours", "ours, gradient checkpointing")
+    """All measurements: `device`, the three ratios of the paper-type network, and the rows behind them."""
     tune_cpu()
+    result = {"device": device_name(), "cores": torch.get_num_threads(), "torch": version("torch")}
+    at_least = 0.0 if quick else 1.0
+    result |= {"bf16": supported_precision("bf16", get_device()) == "bf16", "ceilings_tflops": ceilings(at_least)}
+    steps, memory, rates = [], [], []
     for case in cases(quick):
-        found = {name: [] for name in apart}
-        for kind in ("training", "sampling"):
-            for _ in range(rounds):
-                for name in apart[:2]:
-                    found[name].append(measured_apart(case, name, kind, quick))
-        found[apart[2]].append(measured_apart(case, apart[2], "training", quick))
-        memory += [
-            {
-                "network": case.name,
-                "variant": name,
-                "peak_gb": statistics.median(f["peak_gb"] for f in facts if "peak_gb" in f),
-            }
-            for name, facts in found.items()
-        ]
-        unet, y = case.build(), label_maps(case, max(case.training_batch, case.sampling_batch))
-        for kind, variants in (("training", TRAINING), ("sampling", SAMPLING)):
-            variants = variants | (COMPILED if compiled and kind == "training" and case.name == "compact" else {})
-            times = {name: [t for f in found[name] for t in f.get(kind, [])] for name in variants if name in found}
-            if kind == "sampling":
-                times[AMORTISED] = [t for f in found["ours"] for t in f.get("amortised", [])]
-            for name, variant in variants.items():
-                if name in found:
-                    continue
-                if kind == "training":
-                    times[name] = seconds(training_step(case, unet, y, variant), repeats)
-                else:
-                    times[name] = sampling_times(case, unet, y, variant, repeats)[0]
-            unet.zero_grad()
-            batch = case.training_batch if kind == "training" else case.sampling_batch
-            for name, values in times.items():
-                median = statistics.median(values)
-                row = {"network": case.name, "step": kind, "variant": name, "batch": batch, "seconds": median}
-                row["speedup"] = statistics.median(times["as published"]) / median
-                if name != AMORTISED:
-                    row["tflops"] = flops(case, unet, y, variants[name], kind) / median / 1e12
-                steps.append(row)
-        rates += measured_rates(case, unet, y, quick)
+        more_steps, more_memory = measured_steps(case, quick, compiled)
+        steps, memory = steps + more_steps, memory + more_memory
+        rates += measured_rates(case, case.build(), label_maps(case, case.sampling_batch), quick)
         print(f"{case.name}: measured", file=sys.stderr, flush=True)
-
-    def speedup(kind: str) -> float:
-        return next(
-            r["speedup"] for r in steps if (r["network"], r["step"], r["variant"]) == ("paper-type", kind, "ours")
-        )
-
+    on_cpu = get_device().type == "cpu"
+    speedup = {r["step"]: r["speedup"] for r in steps if (r["network"], r["variant"]) == ("paper-type", OURS)}
     peak = {r["variant"]: r["peak_gb"] for r in memory if r["network"] == "paper-type"}
     return result | {
-        "sampling_step_speedup": speedup("sampling"),
-        "training_step_speedup": speedup("training"),
-        "memory_ratio": peak["ours"] / peak["as published"],
+        "sampling_step_speedup": speedup["sampling"],
+        "training_step_speedup": speedup["training"],
+        "memory_ratio": peak[OURS] / peak[PLAIN],
         "steps": steps,
         "memory": memory,
         "images_per_second": rates,
+        "beside_other_work": measured_beside_others(cases(quick)[0], quick) if on_cpu else [],
         "paper_training_estimate": paper_estimate(),
     }
 
@@ -423,10 +311,10 @@ def main(
     if apart:
         network, name, kind = apart.split(":")
         case = next(case for case in cases(quick) if case.name == network)
-        print(json.dumps(measure(case, name, kind, 1 if quick else 2)))
+        print(json.dumps(measure(case, name, kind, 0.0 if quick else 3.0)))
         return
     result = bench(quick, compiled)
-    for name in ("steps", "memory", "images_per_second"):
+    for name in ("steps", "memory", "images_per_second", "beside_other_work"):
         print(f"\n{name}\n{markdown(result[name])}")
     print("\n" + json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}, indent=2))
     if not quick:

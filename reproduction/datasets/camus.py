@@ -226,8 +226,9 @@ def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
     stored = {match[5] for patient in names for name in names[patient] if (match := FILE.fullmatch(name))}
     release = next((r for r in SUFFIXES if stored & {*SUFFIXES[r]}), None)
     if release is None:
-        suffixes = [SUFFIXES[r][0] for r in SUFFIXES]
-        raise DataError(root, f"no {' or '.join(suffixes)} file of a frame in any patient's folder")
+        raise DataError(
+            root, f"no {' or '.join(suffixes[0] for suffixes in SUFFIXES.values())} file in any patient's folder"
+        )
     files = {patient: _frame_files(folders[patient], names[patient], release) for patient in folders}
     views = tuple(view for view in VIEWS if any(view == key[0] for found in files.values() for key in found))
     notes = []

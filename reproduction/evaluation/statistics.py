@@ -86,18 +86,19 @@ def differences(scores: pd.DataFrame, pairs: list[tuple[str, str]], seed: int) -
     if unknown := {name for pair in pairs for name in pair} - set(scores["train"]):
         raise ValueError(f"no scores of {', '.join(sorted(unknown))}: there are {', '.join(scores['train'].unique())}")
     raw = scores[scores["processing"] == "raw"]
-    frames = 100 * raw.groupby(["structure", "train", "patient", "view", "phase"])["dice"].mean()
+    frames = 100 * raw.groupby(["structure", "train", "patient", "view", "phase"])["dice"].mean().unstack("train")
     seeds = (100 * raw.groupby(["structure", "train", "seed"])["dice"].mean()).groupby(level=[0, 1])
-    variance = seeds.var() / seeds.count()
+    variance = (seeds.var() / seeds.count()).unstack("train").reindex(list(STRUCTURES))
     rows = []
     for (train, reference), structure in product(pairs, STRUCTURES):
-        both = pd.DataFrame({name: frames[structure, name] for name in {train, reference}}).dropna()
-        gap = (both[train] - both[reference]).iloc[: len(both) * bool(both.to_numpy().any())]
+        both = frames[frames.index.get_level_values("structure") == structure][[train, reference]].dropna()
+        found = both.to_numpy().any()  # by one of the two, in some frame
+        gap = both[train] - both[reference] if found else pd.Series(dtype=float, index=both.index[:0])
         low, high = bootstrap_interval(gap, gap.index.get_level_values("patient"), seed)
         patients = gap.groupby("patient").mean()
         row = {"train": train, "reference": reference, "structure": structure, "patients": len(patients)}
         row |= {"difference": gap.mean(), "low": low, "high": high}
-        row["seed_se"] = np.sqrt(variance[structure, train] + variance[structure, reference]) if len(gap) else np.nan
+        row["seed_se"] = np.sqrt(variance.loc[structure, [train, reference]].sum(skipna=False)) if found else np.nan
         row["p"] = np.nan if len(patients) < 2 else stats.wilcoxon(patients).pvalue if patients.any() else 1.0
         rows.append(row)
     table = pd.DataFrame(rows)

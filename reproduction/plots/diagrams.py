@@ -1,9 +1,12 @@
 """Diagrams of what the paper takes for granted: an apical view of the heart, and the network, block by block."""
 
+from functools import partial
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch import nn
@@ -134,6 +137,36 @@ def _places(blocks: pd.DataFrame) -> dict[str, tuple[str, float]]:
     return places
 
 
+def _write(ax: Axes, x: float, y: float, text: str, **options) -> None:
+    """Text centred at a place, 8 points high unless `options` say otherwise."""
+    ax.text(x, y, text, **({"ha": "center", "va": "center_baseline", "fontsize": 8, "zorder": 5} | options))
+
+
+def _draw_bands(ax: Axes, encoder: pd.DataFrame, places: dict, pitch: float, bottom: float) -> None:
+    """Bands of one resolution."""
+    firsts = encoder.reset_index().groupby("side", sort=False)["block"].first()
+    edges = [0.55 * pitch, *(places[name][1] + pitch / 2 for name in firsts.iloc[1:]), bottom - 0.42]
+    for k, side in enumerate(firsts.index):
+        ax.axhspan(edges[k + 1], edges[k], color="white" if k % 2 else "#F4F4F4", linewidth=0, zorder=0)
+        _write(ax, 0.22, (edges[k] + edges[k + 1]) / 2, f"{side} px", rotation=90, va="center", color="#4D4D4D")
+
+
+def _draw_blocks(ax: Axes, blocks: pd.DataFrame, places: dict, width: float, half: float) -> None:
+    """The blocks, each with its kind and the shape of its output."""
+    for name, (x, y) in places.items():
+        kind, attention = blocks.loc[name, ["kind", "attention"]]
+        edge, fill = BLOCK_COLOURS[kind]
+        style = "round,pad=0,rounding_size=0.04"
+        ax.add_patch(FancyBboxPatch((x, y - half), width, 2 * half, style, fc=fill, ec=edge, lw=0.9, zorder=3))
+        mark = {"down": " ↓2", "up": " ↑2", "": ""}[blocks.loc[name, "resample"]]
+        shape = "{} × {} × {}".format(*blocks.loc[name, ["channels", "side", "side"]])
+        _write(ax, x + 0.07, y, kind + mark, ha="left")
+        _write(ax, x + width - 0.07, y, shape, ha="right")
+        if attention:
+            ax.add_patch(FancyBboxPatch((x + 1.1, y - 0.075), 0.62, 0.15, style, fc="#4D4D4D", ec="none", zorder=4))
+            _write(ax, x + 1.41, y, "attention", color="white", fontsize=7)
+
+
 def draw_network(unet: SemanticUNet) -> Figure:
     """The network's blocks with the shapes of their outputs, and what enters each.
 
@@ -152,8 +185,7 @@ def draw_network(unet: SemanticUNet) -> Figure:
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, end + 0.95), ylim=(bottom - 0.5, top + 0.25))
     ax.set_axis_off()
 
-    def write(x: float, y: float, text: str, **options) -> None:
-        ax.text(x, y, text, **({"ha": "center", "va": "center_baseline", "fontsize": 8, "zorder": 5} | options))
+    write = partial(_write, ax)
 
     def line(*points: tuple[float, float], arrow: bool = True, **options) -> None:
         style = {"color": "#4D4D4D", "linewidth": 0.9} | options
@@ -162,13 +194,8 @@ def draw_network(unet: SemanticUNet) -> Figure:
             head = {"arrowstyle": "-|>,head_width=0.14,head_length=0.3", "shrinkA": 0, "shrinkB": 0}
             ax.annotate("", points[-1], points[-2], arrowprops=head | style)
 
-    # Bands of one resolution.
     encoder = blocks[blocks["part"] == "encoder"]
-    firsts = encoder.reset_index().groupby("side", sort=False)["block"].first()
-    edges = [0.55 * pitch, *(places[name][1] + pitch / 2 for name in firsts.iloc[1:]), bottom - 0.42]
-    for k, side in enumerate(firsts.index):
-        ax.axhspan(edges[k + 1], edges[k], color="white" if k % 2 else "#F4F4F4", linewidth=0, zorder=0)
-        write(0.22, (edges[k] + edges[k + 1]) / 2, f"{side} px", rotation=90, va="center", color="#4D4D4D")
+    _draw_bands(ax, encoder, places, pitch, bottom)
 
     # x_t, down the encoder, through the middle, up the decoder, to the prediction.
     middle = start["left"] + width / 2, start["right"] + width / 2
@@ -197,18 +224,7 @@ def draw_network(unet: SemanticUNet) -> Figure:
         if blocks.loc[name, "kind"] == "SPADE ResBlock" and x > time_line:
             line((label_line, y), (end, y), color=red)
 
-    # The blocks.
-    for name, (x, y) in places.items():
-        kind, attention = blocks.loc[name, ["kind", "attention"]]
-        edge, fill = BLOCK_COLOURS[kind]
-        style = "round,pad=0,rounding_size=0.04"
-        ax.add_patch(FancyBboxPatch((x, y - half), width, 2 * half, style, fc=fill, ec=edge, lw=0.9, zorder=3))
-        mark = {"down": " ↓2", "up": " ↑2", "": ""}[blocks.loc[name, "resample"]]
-        write(x + 0.07, y, kind + mark, ha="left")
-        write(x + width - 0.07, y, "{} × {} × {}".format(*blocks.loc[name, ["channels", "side", "side"]]), ha="right")
-        if attention:
-            ax.add_patch(FancyBboxPatch((x + 1.1, y - 0.075), 0.62, 0.15, style, fc="#4D4D4D", ec="none", zorder=4))
-            write(x + 1.41, y, "attention", color="white", fontsize=7)
+    _draw_blocks(ax, blocks, places, width, half)
 
     # What goes in, what comes out, and names for the rest.
     square, classes = f"{config.image_size} × {config.image_size}", " and class" * bool(config.num_classes)

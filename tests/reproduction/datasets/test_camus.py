@@ -225,6 +225,92 @@ def test_metaimage_patient_in_both_folders(tmp_path):
         open_camus(root)
 
 
+@pytest.mark.parametrize("count", [1, 3, 9, 30, 50])
+def test_a_small_2019_release_says_its_split_rule(tmp_path, count):
+    make_patients(tmp_path / "training", range(1, 2), "metaimage", views=("2CH",))
+    for number in range(2, count + 1):
+        (tmp_path / "training" / f"patient{number:04d}").mkdir()
+    camus = open_camus(tmp_path)
+    validation = {1: 0, 3: 1, 9: 1, 30: 4, 50: 6}[count]
+    assert len(camus.patients("validation")) == validation
+    assert len(camus.patients("training")) == count - validation
+    assert f"{count} training patients: the first {validation} are the validation split" in camus.notes[0]
+
+
+@pytest.mark.parametrize(
+    "content", ["patient0004\npatient0001\npatient0004\n", "patient0004 patient0004\r\npatient0001"]
+)
+def test_a_patient_twice_in_one_list(tmp_path, content):
+    root = make_camus(tmp_path, "nifti")
+    (root / "database_split" / "subgroup_training.txt").write_text(content)
+    with pytest.raises(CamusError, match="patient0004: listed twice in subgroup_training.txt"):
+        open_camus(root)
+    assert open_camus(root, "report").patients("training") == ["patient0004", "patient0001"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_with_a_byte_order_mark(tmp_path, encoding):
+    root = make_camus(tmp_path, "nifti")
+    (root / "database_split" / "subgroup_training.txt").write_bytes("patient0004\r\npatient0001\r\n".encode(encoding))
+    assert open_camus(root).patients("training") == ["patient0004", "patient0001"]
+
+
+@pytest.mark.parametrize("doubled", ["database_nifti", "database_split", "training", "testing", "", "twice", "mac"])
+def test_folders_as_unzip_programs_make_them(tmp_path, doubled):
+    release = "metaimage" if doubled in ("training", "testing") else "nifti"
+    root = make_camus(tmp_path / "data" / "camus", release)
+    digest = open_camus(root).digest()
+    if doubled == "mac":
+        (root.parent / "__MACOSX" / "database_nifti" / "patient0001").mkdir(parents=True)
+    elif doubled == "twice":
+        root.rename(tmp_path / "whole")
+        (root / "camus").mkdir(parents=True)
+        (tmp_path / "whole").rename(root / "camus" / "camus")
+    else:
+        folder = root / doubled
+        folder.rename(tmp_path / "whole")
+        folder.mkdir()
+        (tmp_path / "whole").rename(folder / folder.name)
+    for path in (root, root.parent) if doubled != "twice" else (root,):
+        camus = open_camus(path)
+        assert camus.patients("testing") == ["patient0003" if release == "nifti" else "patient0004"]
+        assert camus.frame("patient0002", "4CH", "ES").ef == 54
+        if doubled in ("", "twice", "mac"):
+            assert camus.digest() == digest
+
+
+@pytest.mark.parametrize("kept", ["packed", "plain", "both"])
+def test_plain_nifti_beside_or_instead_of_packed(tmp_path, kept):
+    root = make_camus(tmp_path, "nifti")
+    digest = open_camus(root).digest()
+    for path in list(root.rglob("*.nii.gz")):
+        if kept != "packed":
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        if kept == "plain":
+            path.unlink()
+    camus = open_camus(root, on_error="skip")
+    assert (camus.release, camus.views, camus.skipped) == ("NIfTI 2023", VIEWS, [])
+    np.testing.assert_array_equal(camus.frame("patient0003", "2CH", "ED").image, picture(3)[0])
+    assert (camus.digest() == digest) == (kept != "plain")  # what is not read does not count
+
+
+@pytest.mark.parametrize(
+    ("gone", "frames"), [("*2CH*", 8), ("*_ES*", 8), ("patient0001_2CH_*", 14), ("patient0002_4CH_ES*", 15)]
+)
+def test_only_frames_that_are_there_are_keys(tmp_path, release, gone, frames):
+    root = make_camus(tmp_path, release)
+    for path in root.glob(f"*/*/{gone}"):
+        path.unlink()
+    camus = open_camus(root, on_error="skip")
+    assert camus.skipped == []
+    assert len(camus.keys(camus.patients())) == frames
+    notes = [note for note in camus.notes if "lack frames" in note]
+    assert len(notes) == gone.startswith("patient")
+    if notes:
+        missing = "2CH ED, 2CH ES" if "2CH" in gone else "4CH ES"
+        assert notes == [f"1 of 4 patients lack frames that others have, {gone[:11]} for one: {missing}"]
+
+
 # Faults of one frame. Each plants itself in the 2CH ED frame of patient 2; `gt` says which of the two files.
 
 

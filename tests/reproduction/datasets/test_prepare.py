@@ -1,9 +1,15 @@
+import shutil
+
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from echo import labels
+from echo.resume import read_json
 from reproduction.datasets import prepare
-from reproduction.datasets.camus import CamusError
+from reproduction.datasets.camus import CamusError, open_camus
+from reproduction.datasets.errors import DataError, DataFaults
 
 
 def test_prepare_round_trip_holds_no_test_patient(phantom, smoke, frames, tmp_path):
@@ -41,3 +47,169 @@ def test_an_empty_split_is_named(phantom, smoke, monkeypatch):
 def test_missing_preparation_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no prepared data; run notebook 01"):
         prepare.load_frames(tmp_path, "training")
+
+
+# Faults, all at once and before anything trains
+
+
+@pytest.fixture
+def copy(phantom, tmp_path):
+    """A copy of the phantom that may be damaged: (root, folder for prepared data, path of a frame's file)."""
+    root = tmp_path / "copy"
+    for name in ("database_nifti", "database_split"):
+        shutil.copytree(phantom.root / name, root / name)
+
+    def file(patient, name):
+        return root / "database_nifti" / patient / f"{patient}_{name}.nii.gz"
+
+    return root, tmp_path / "dataset", file
+
+
+def turned(path, change):
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(change(np.asarray(image.dataobj))), image.affine), path)
+
+
+def missing_test_label(root, file):
+    file("patient0005", "4CH_ES_gt").unlink()
+    return "patient0005: file is missing"
+
+
+def missing_image(root, file):
+    file("patient0002", "2CH_ED").unlink()
+    return "patient0002: file is missing"
+
+
+def upside_down(root, file):
+    for tail in ("", "_gt"):
+        turned(file("patient0003", f"4CH_ED{tail}"), lambda a: a[:, ::-1])
+    return "patient0003: the left atrium lies above"
+
+
+def lying_on_its_side(root, file):
+    for tail in ("", "_gt"):
+        turned(file("patient0004", f"2CH_ES{tail}"), np.transpose)
+    return "patient0004: the left atrium lies beside"
+
+
+def unkeepable(root, file):
+    def specks(label):  # (W, H): an atrium of single pixels at the size that is trained on, which no warp keeps
+        label, pixel = np.where(label == 3, 0, label), len(label) // 32
+        for column in range(6, 26, 3):
+            for row in (25, 28, 31):
+                label[column * pixel : (column + 1) * pixel, row * pixel : (row + 1) * pixel] = 3
+        return label
+
+    turned(file("patient0001", "4CH_ED_gt"), specks)
+    return "patient0001: no plausible augmentation in 50 draws"
+
+
+def unlabelled(root, file):
+    turned(file("patient0002", "4CH_ED_gt"), np.zeros_like)
+    return "patient0002: nothing is labelled"
+
+
+def empty_patient(root, file):
+    for path in file("patient0002", "x").parent.glob("*.nii.gz"):
+        path.unlink()
+    return "patient0002: holds no frame"
+
+
+def listed_twice(root, file):
+    with (root / "database_split/subgroup_training.txt").open("a") as file:
+        file.write("patient0001\n")
+    return "patient0001: listed twice in subgroup_training.txt"
+
+
+def no_folder(root, file):
+    with (root / "database_split/subgroup_training.txt").open("a") as file:
+        file.write("patient0777\n")
+    return "patient0777: in the training split, but has no folder"
+
+
+FAULTS = [
+    missing_test_label,
+    missing_image,
+    upside_down,
+    lying_on_its_side,
+    unkeepable,
+    unlabelled,
+    empty_patient,
+    listed_twice,
+    no_folder,
+]
+
+
+@pytest.mark.parametrize("plant", FAULTS)
+def test_a_fault_stops_the_data_stage(copy, smoke, plant):
+    root, folder, file = copy
+    reason = plant(root, file)
+    with pytest.raises(DataFaults, match="1 fault in 1 patient") as caught:
+        prepare.prepare(prepare.open_data(root, smoke, folder, 0), "camus", smoke, folder, progress=False)
+    assert reason in str(caught.value)
+    assert not (folder / "data.json").exists()
+
+
+def test_all_faults_come_in_one_report(copy, smoke):
+    root, folder, file = copy
+    reasons = [missing_test_label(root, file), missing_image(root, file), upside_down(root, file)]
+    reasons.append(no_folder(root, file))
+    with pytest.raises(DataFaults, match="4 faults in 4 patient") as caught:
+        prepare.prepare(prepare.open_data(root, smoke, folder, 0), "camus", smoke, folder, progress=False)
+    assert all(reason in str(caught.value) for reason in reasons)
+    table = pd.read_csv(folder / "faults.csv")
+    assert table.columns.tolist() == ["patient", "file", "reason"]
+    assert sorted(table["patient"]) == ["patient0002", "patient0003", "patient0005", "patient0777"]
+
+
+def test_a_long_report_is_cut_in_the_message_and_whole_in_the_table():
+    report = DataFaults("root", [DataError("file", "damaged", f"patient{k:04d}") for k in range(45)])
+    lines = str(report).splitlines()
+    assert len(lines) == 22
+    assert "45 faults in 45 patient" in lines[0]
+    assert lines[-1] == "  and 25 more"
+    assert len(report.table()) == 45
+
+
+@pytest.mark.parametrize("plants", [(missing_image,), (upside_down, no_folder), (unkeepable, missing_image)])
+def test_patients_with_a_fault_can_be_left_out(copy, smoke, plants):
+    root, folder, file = copy
+    named = sorted(plant(root, file).split(":")[0] for plant in plants)
+    camus = prepare.open_data(root, smoke, folder, 0)
+    prepare.prepare(camus, "camus", smoke, folder, progress=False, on_error="skip")
+    facts = read_json(folder / "data.json")
+    assert sorted(fault["patient"] for fault in facts["left_out"]) == named
+    kept = set(prepare.load_frames(folder, "training").index["patient"])
+    assert kept == {"patient0001", "patient0002", "patient0003"} - set(named)
+    again = prepare.open_data(root, smoke, folder, 0, left_out=named)
+    assert set(again.patients("training")) == kept
+    assert facts["digest"] == again.digest()
+
+
+@pytest.mark.parametrize("split", ["training", "validation", "testing"])
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_split_without_patients_stops_the_data_stage(copy, smoke, split, on_error):
+    root, folder, _ = copy
+    (root / f"database_split/subgroup_{split}.txt").write_text("")
+    with pytest.raises(DataFaults, match=f"split {split} has no patient"):
+        prepare.prepare(open_camus(root), "camus", smoke, folder, progress=False, on_error=on_error)
+
+
+@pytest.mark.parametrize(("split", "plant"), [("testing", missing_test_label), ("validation", lying_on_its_side)])
+def test_leaving_the_last_patient_of_a_split_out_stops_the_data_stage(copy, smoke, split, plant):
+    root, folder, file = copy
+    plant(root, file)
+    with pytest.raises(DataFaults, match=f"no patient of split {split} is left"):
+        prepare.prepare(open_camus(root), "camus", smoke, folder, progress=False, on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("gone", "frames"), [("*_2CH_*", 6), ("*_ES*", 6), ("patient0001_2CH_*", 10), ("patient0002_4CH_ES*", 11)]
+)
+def test_any_views_and_phases_will_do(copy, smoke, gone, frames, capsys):
+    root, folder, _ = copy
+    for path in root.glob(f"database_nifti/*/{gone}"):
+        path.unlink()
+    prepare.prepare(open_camus(root), "camus", smoke, folder, progress=False)
+    assert len(prepare.load_frames(folder, "training")) == frames
+    assert ("1 of 5 patients lack frames" in capsys.readouterr().err) == gone.startswith("patient")
