@@ -1,5 +1,6 @@
 """The command line: `python -m echo --help`."""
 
+import logging
 import os
 import signal
 import traceback
@@ -101,8 +102,13 @@ DropOption = Annotated[float, typer.Option(help="Leave out the worst so many %, 
 
 def stop_kernels_too() -> None:
     """SIGTERM ends a notebook's kernel too, as Ctrl-C does, which a shell's background jobs start out ignoring."""
+
+    def stop(number: int, frame: object) -> None:
+        logging.disable(logging.CRITICAL)  # what nbclient and asyncio log of a kernel that is gone
+        signal.default_int_handler(number, frame)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, stop)
 
 
 def move_aside(fresh: bool) -> None:

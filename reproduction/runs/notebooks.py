@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from echo.resume import read_json
 from reproduction import NOTEBOOKS, REPOSITORY, need_checkout
@@ -64,8 +65,11 @@ def connection() -> Iterator[dict]:
         yield settings
 
 
-def kernel_of_this_interpreter() -> type:
-    """A kernel manager that starts this very interpreter with this very package, whatever kernelspecs are installed."""
+def kernel_of_this_interpreter(log: IO[bytes]) -> type:
+    """A kernel manager that starts this very interpreter with this very package, whatever kernelspecs are installed.
+
+    What the kernel's process itself writes to its standard error goes to `log`; notebooks' output comes by messages.
+    """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -77,7 +81,17 @@ def kernel_of_this_interpreter() -> type:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             return KernelSpec(argv=argv, display_name="Python 3", language="python", env={"PYTHONPATH": path})
 
+        async def start_kernel(self, **options) -> None:
+            await super()._async_start_kernel(**options, stderr=log)
+
     return ThisInterpreter
+
+
+def last_line(log: IO[bytes], otherwise: object) -> str:
+    """The last line in `log`, or of another text where there is none."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else " ".join(str(otherwise).split())
 
 
 def execute(notebook: str, output: Path, parameters: dict) -> None:
@@ -97,14 +111,14 @@ def execute(notebook: str, output: Path, parameters: dict) -> None:
 
     source = NOTEBOOKS / f"{notebook}.ipynb"
     check_parameters(source, parameters)
-    with connection() as settings:
+    with connection() as settings, tempfile.TemporaryFile() as log:
         try:
             papermill.execute_notebook(
                 source,
                 output,
                 parameters,
                 kernel_name="python3",
-                kernel_manager_class=kernel_of_this_interpreter(),
+                kernel_manager_class=kernel_of_this_interpreter(log),
                 cwd=NOTEBOOKS,
                 progress_bar=False,
                 stderr_file=sys.stderr,
@@ -115,10 +129,11 @@ def execute(notebook: str, output: Path, parameters: dict) -> None:
             message = f"notebook {notebook} failed in its cell {error.exec_count}: {reason}; see {output}"
             raise NotebookError(message) from None
         except DeadKernelError:
-            message = f"notebook {notebook}: its kernel died (out of memory?); see {output}"
+            reason = last_line(log, "out of memory?")
+            message = f"notebook {notebook}: its kernel died ({reason}); see {output}"
             raise NotebookError(message) from None
         except (RuntimeError, TimeoutError, OSError) as error:  # jupyter_client's, when no kernel answers
-            reason = " ".join(str(error).split())
+            reason = last_line(log, error)
             message = f"notebook {notebook}: the kernel of {sys.executable} does not start: {reason}"
             raise NotebookError(message) from None
 
