@@ -5,8 +5,7 @@
 
 Both releases give the same `Frame`:
 
-- *NIfTI 2023*: `database_nifti/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}[_gt].nii.gz`, arrays (W, H), split
-  by `database_split/subgroup_{training,validation,testing}.txt`;
+- *NIfTI 2023*: `database_nifti/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}[_gt].nii.gz`, arrays (W, H), split by lists;
 - *MetaImage 2019*: `{training,testing}/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}[_gt].mhd` and `.raw`, arrays
   (1, H, W) with anisotropic pixels, split by the paper's rule.
 

@@ -3,15 +3,19 @@
 import os
 import platform
 import subprocess
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
+
 from echo.config import Profile
 from echo.device import device_name
-from echo.resume import DamagedFile, read_json, write_json
+from echo.resume import DamagedFile, read_csv, read_json, write_csv, write_json
 from reproduction import REPOSITORY
 from reproduction.runs.table import OLD_NAMES, STAGES
 
+LEDGER = "test_ledger.csv"
 PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
 
 
@@ -49,6 +53,14 @@ def enter_manifest(root: Path, profile: Profile, seed: int, name: str, facts: di
         "cores": os.cpu_count(),
     }
     write_json(root / "manifest.json", manifest)
+
+
+def enter_ledger(root: Path, stage: str) -> None:
+    """Add a line to the run's `test_ledger.csv`: test patients are about to be scored (results/protocol.md)."""
+    path = root / LEDGER
+    line = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "revision": revision(), "run": root.name, "what_for": stage}
+    earlier = [read_csv(path, dtype=str)] if path.exists() else []
+    write_csv(path, pd.concat([*earlier, pd.DataFrame([line])]))
 
 
 def revision() -> str:

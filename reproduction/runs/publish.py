@@ -3,14 +3,15 @@
 import shutil
 from pathlib import Path
 
+import pandas as pd
 from safetensors.torch import load_file, save_file
 
-from echo.resume import atomic, read_csv, write_text
+from echo.resume import atomic, read_csv, write_csv, write_text
 from reproduction import FIGURES, PAGES, RESULTS
 from reproduction.evaluation import tables
 from reproduction.evaluation.tables import markdown
 from reproduction.runs.inputs import is_done
-from reproduction.runs.manifest import read_manifest
+from reproduction.runs.manifest import LEDGER, read_manifest
 from reproduction.runs.run import run_of_set
 from reproduction.runs.table import PIPELINE, STAGES
 from reproduction.synthesis import generate, synthetic_set
@@ -72,6 +73,9 @@ def publish(root: Path) -> list[Path]:
                 save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
             else:
                 shutil.copyfile(source, temporary)
+    if (root / LEDGER).exists():
+        ledgers = [read_csv(folder / LEDGER, dtype=str) for folder in (RESULTS, root) if (folder / LEDGER).exists()]
+        write_csv(RESULTS / LEDGER, pd.concat(ledgers).drop_duplicates())
     write_pages(PAGES, RESULTS / root.name)
     return sorted(copies.values())
 

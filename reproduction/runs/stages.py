@@ -25,7 +25,7 @@ from reproduction.datasets import prepare
 from reproduction.evaluation import tables
 from reproduction.runs import trainings
 from reproduction.runs.inputs import begin, compare, finish, is_done, recorded
-from reproduction.runs.manifest import enter_manifest
+from reproduction.runs.manifest import enter_ledger, enter_manifest
 from reproduction.runs.run import Run, inputs_of, old_digest, one_at_a_time, run_of_set
 from reproduction.runs.table import STAGES
 from reproduction.studies import editing, grid, quality, samplers
@@ -63,6 +63,8 @@ def stage(run: Run, name: str) -> Iterator[bool]:
     if not work:
         yield False
         return
+    if STAGES[name].scores_test and is_main:
+        enter_ledger(run.root, name)
     try:
         yield True
         if is_main and (folder / product).exists():

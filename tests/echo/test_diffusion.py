@@ -4,6 +4,7 @@ import torch
 from golden import REFERENCE, close, expected, tiny_inputs, tiny_unet
 
 from echo.diffusion import cosine_schedule, diffusion_loss, p_distribution, q_sample, variational_bound
+from echo.spade import Conditioning
 
 SCHEDULE = cosine_schedule(1000)
 
@@ -34,7 +35,7 @@ def test_hybrid_loss_is_the_authors(name, t):
     t = inputs["t"] if t is None else t
     x_t = q_sample(SCHEDULE, inputs["x_0"], t, inputs["epsilon"])
     with torch.no_grad():
-        output = tiny_unet()(x_t, t, inputs["label_map"]).sample
+        output = tiny_unet()(x_t, t, Conditioning(inputs["label_map"])).sample
     simple = diffusion_loss(SCHEDULE, output[:, :3], inputs["x_0"], x_t, inputs["epsilon"], t, "epsilon")
     hybrid = diffusion_loss(SCHEDULE, output, inputs["x_0"], x_t, inputs["epsilon"], t, "epsilon")
     assert close(simple, golden[f"{name}_mse"])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tools import site
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 CAPTION = "**Figure 1.1.** A *grey* echo of $\\mathbf{x}_0$. Notice nothing."
 OPENING = """# 01 · A try
 

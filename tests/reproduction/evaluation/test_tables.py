@@ -278,7 +278,7 @@ def test_trace_finds_volumes_other_rows_and_extracts(run, scores, volumes):
     text = trace.trace(run, 1, "LA", "real 5%").splitlines()
     assert text[0] == trace.trace(run, 1, "LA", "real").splitlines()[0]
     assert "grid/scores.csv" in text[1]
-    assert "python -m echo study tables" in text[-1]
+    assert "python -m echo study grid" in text[-1]
     for file in (run / "tables").iterdir():
         shutil.move(file, run / file.name)
     (run / "tables").rmdir()

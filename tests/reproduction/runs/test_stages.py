@@ -326,6 +326,12 @@ def test_published_extract_holds_no_real_frame_or_weight(finished, tmp_path, mon
     assert {f"results/smoke-phantom/synthetic/{n}" for n in ("manifest.csv", "set.json", "DATA_CARD.md")} <= names
     assert (tmp_path / "results/smoke-phantom/dice.csv").read_bytes() == (finished / "tables/dice.csv").read_bytes()
 
+    scored = pd.read_csv(tmp_path / "results" / "test_ledger.csv")
+    assert list(scored["run"].unique()) == ["smoke-phantom"]
+    assert "tables" in set(scored["what_for"])
+    publish.publish(finished)  # again: no line twice
+    assert len(pd.read_csv(tmp_path / "results" / "test_ledger.csv")) == len(scored)
+
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n" + blocks[0] + "between\n")
     assert "| synthetic-only | " in readme.partition(blocks[0])[2]
@@ -391,8 +397,8 @@ def test_test_labels_are_read_by_the_last_stage_alone(tmp_path):
     assert len(poisoned) == 8
     for path in poisoned:
         image = nibabel.load(path)
-        noise = np.random.default_rng(0).integers(0, 4, image.shape).astype(np.uint8)
-        nibabel.save(nibabel.Nifti1Image(noise, image.affine, image.header), path)
+        moved = np.roll(np.asarray(image.dataobj), 20, axis=0)  # a plausible heart, beside the one in the image
+        nibabel.save(nibabel.Nifti1Image(moved, image.affine, image.header), path)
     for run in runs:
         stages.data_stage(run)
         stages.diffusion_stage(run)
