@@ -135,10 +135,10 @@ def test_frame_scores_tell_missing_from_absent():
     islands = label.copy()
     islands[0, 18:20] = 3
     scores = segmentation.frame_scores(islands, label, (0.5, 0.8)).set_index(["structure", "processing"])
-    assert list(scores.columns) == ["dice", "hd95_mm", "assd_mm"]
+    assert list(scores.columns) == ["dice", "hd95_mm", "assd_mm", "labelled"]
     assert scores.loc[("LA", "raw"), "dice"] == pytest.approx(2 * 8 / (10 + 8))
     assert scores.loc[("LA", "raw"), "hd95_mm"] > 5
-    assert scores.loc[("LA", "largest component")].tolist() == [1, 0, 0]
+    assert scores.loc[("LA", "largest component")].tolist() == [1, 0, 0, True]
     assert (scores.loc["LV epi", "dice"] == 1).all()
 
     without = np.where(label == 3, 0, label).astype(np.uint8)
@@ -150,6 +150,7 @@ def test_frame_scores_tell_missing_from_absent():
         )
         assert row["dice"] == 0
         assert row[["hd95_mm", "assd_mm"]].isna().all()
+        assert row["labelled"] == (3 in truth)
     absent = segmentation.frame_scores(without, without, (1, 1)).query("structure == 'LA'")
     assert absent[["dice", "hd95_mm", "assd_mm"]].isna().all(axis=None)
 
