@@ -46,7 +46,7 @@ bench: $(READY)
 	$(BIN)/python -m tools.bench
 
 lab: $(READY)
-	$(BIN)/python -m jupyterlab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/python -m jupyterlab --notebook-dir . $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # README and notebooks as static pages: open _site/index.html, or serve the folder from anywhere.
 site: $(READY)

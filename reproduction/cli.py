@@ -33,7 +33,8 @@ def plain_errors() -> Iterator[None]:
             raise
         if os.environ.get(DEBUG):
             traceback.print_exc()
-        line = " ".join(str(error).split())
+        lines = [" ".join(part.split()) for part in str(error).splitlines()]
+        line = ("\n  " if type(error).__name__ == "DataFaults" else " ").join(lines)  # one line for each fault
         if not isinstance(error, EXPECTED) and type(error).__name__ != "NotebookError":
             line = f"{type(error).__name__}: {line} (a traceback with --debug)"
         leave(f"error: {line}", 1)
@@ -95,6 +96,9 @@ SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Move stages that were made from other inputs aside, and begin them anew.")
 ]
+SkipOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave patients with a faulty file out; the manifest names them.")
+]
 SetArgument = Annotated[Path, typer.Argument(help="A finished synthetic set: runs/NAME/synthetic.", parser=here)]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, of a run under way or finished.", parser=here)]
 DropOption = Annotated[float, typer.Option(help="Leave out the worst so many %, after `fidelity`.")]
@@ -111,13 +115,14 @@ def stop_kernels_too() -> None:
         signal.signal(number, stop)
 
 
-def move_aside(fresh: bool) -> None:
-    """What --fresh asks for, in this process and those that it starts."""
-    from reproduction.runs.inputs import FRESH
+def hand_on(fresh: bool, skip_bad: bool = False) -> None:
+    """What --fresh and --skip-bad ask for, in this process and those that it starts."""
+    from reproduction.runs.inputs import FRESH, SKIP_BAD
 
-    os.environ.pop(FRESH, None)
-    if fresh:
-        os.environ[FRESH] = "1"
+    for name, wanted in ((FRESH, fresh), (SKIP_BAD, skip_bad)):
+        os.environ.pop(name, None)
+        if wanted:
+            os.environ[name] = "1"
 
 
 @app.command()
@@ -128,13 +133,14 @@ def reproduce(
     seed: SeedOption = 0,
     only: Annotated[StageName | None, typer.Option(help="One stage alone; those before it must be finished.")] = None,
     fresh: FreshOption = False,
+    skip_bad: SkipOption = False,
 ) -> None:
     """Run the notebooks from raw frames to the Dice table. Called again, it resumes: finished stages are skipped."""
     from reproduction.runs import notebooks
     from reproduction.runs.publish import summary
 
     stop_kernels_too()
-    move_aside(fresh)
+    hand_on(fresh, skip_bad)
     root = notebooks.reproduce(profile.value, data, run, seed, only.value if only else None)
     if only in (None, StageName.tables):
         typer.echo(summary(root))
@@ -156,7 +162,7 @@ def study(
     from reproduction.runs import notebooks
 
     stop_kernels_too()
-    move_aside(fresh)
+    hand_on(fresh)
     root = notebooks.reproduce(profile.value, data, run, seed, name.value)
     typer.echo(root / STAGES[name.value].folder)
 
@@ -168,6 +174,7 @@ def train(
     run: RunOption = "",
     seed: SeedOption = 0,
     fresh: FreshOption = False,
+    skip_bad: SkipOption = False,
 ) -> None:
     """Train the diffusion model without a notebook, preparing its data first. Called again, it resumes.
 
@@ -177,7 +184,7 @@ def train(
     from reproduction.runs import stages
     from reproduction.runs.run import one_command, open_run
 
-    move_aside(fresh)
+    hand_on(fresh, skip_bad)
     opened = open_run(profile.value, data, run, seed, recompute=True)
     with one_command(opened):
         stages.complete(opened, "diffusion")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -62,7 +63,10 @@ CONTROLS = {
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The address, token and folder of a JupyterLab that keeps all it writes in a temporary place."""
-    home, folder = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("notebooks")
+    home, root = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("root")
+    folder = root / "notebooks"
+    folder.mkdir()
+    shutil.copytree(REPOSITORY / "figures", root / "figures")  # a notebook opens with one of them
     overrides = home / "config" / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
     overrides.write_text(json.dumps(SETTINGS))
@@ -76,7 +80,7 @@ def lab(tmp_path_factory):
     environment = os.environ | {name: str(home / place) for name, place in places.items()} | {"JUPYTER_TOKEN": "token"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     with (home / "log.txt").open("w") as log:
-        command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
+        command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}"]
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
     try:
@@ -109,7 +113,7 @@ def opened(chromium, lab, name: str, notebook):
     page.route(lambda url: not url.startswith((address, "blob:", "data:")),
                lambda route: route.fulfill(body=SVG, content_type="image/svg+xml"))  # fmt: skip
     try:
-        page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token=token")
+        page.goto(f"{address}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?token=token")
         yield page, console
     finally:
         page.close()

@@ -17,7 +17,7 @@ from echo.config import SPLITS, VIEW_PHASES, Profile
 from echo.frames import Frames
 from echo.labels import sector_mask, to_sdm
 from echo.progress import tqdm
-from echo.resume import atomic, write_csv, write_json
+from echo.resume import atomic, read_csv, whole, write_csv, write_json
 from reproduction.datasets.camus import Camus, Frame, open_camus
 from reproduction.datasets.errors import DataError, DataFaults, records
 from reproduction.datasets.phantom import write_phantom
@@ -184,5 +184,6 @@ def load_frames(folder: Path, split: str) -> Frames:
         raise FileNotFoundError(
             f"{folder}: no prepared data; run notebook 01 or `python -m echo reproduce --only data`"
         )
-    with np.load(folder / f"{split}.npz") as arrays:
-        return Frames(arrays["images"], arrays["labels"], arrays["sdm_labels"], pd.read_csv(folder / f"{split}.csv"))
+    path, index = folder / f"{split}.npz", read_csv(folder / f"{split}.csv")
+    with whole(path), np.load(path) as arrays:
+        return Frames(arrays["images"], arrays["labels"], arrays["sdm_labels"], index)

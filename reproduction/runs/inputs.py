@@ -12,6 +12,7 @@ from echo.resume import DamagedFile, digest, read_json, write_json
 from reproduction.datasets.camus import Camus
 
 FRESH = "ECHO_FRESH"  # --fresh sets it, and the kernels of notebooks and the ranks of a training inherit it
+SKIP_BAD = "ECHO_SKIP_BAD"  # and --skip-bad this
 
 
 READ = re.compile(r"_[24]CH_E[DS](_gt)?\.(nii(\.gz)?|mhd|z?raw)")
@@ -70,6 +71,9 @@ def digest_of_splits(raw: Camus, *splits: str) -> str:
     found = []
     for split in splits:
         for patient in raw.patients(split):
+            if patient not in raw._folders:  # the data stage reports it
+                found.append(patient)
+                continue
             files = sorted(raw._folders[patient].iterdir())
             found += [(p.name, sha256(p.read_bytes()).hexdigest()) for p in files if READ.search(p.name)]
             texts = [p.read_text(encoding="utf-8-sig", errors="replace") for p in files if p.suffix == ".cfg"]

@@ -30,6 +30,9 @@ def summary(root: Path) -> str:
     """The Dice table of a finished run, and where its figures and notebooks are."""
     comparison = tables.comparison(read_csv(root / STAGES["tables"].folder / "dice.csv"))
     lines = [f"Dice on the test patients of {root.name}, %, mean ± sd over frames:", comparison.to_string(), ""]
+    left_out = {fault["patient"] for fault in (read_manifest(root)["data"] or {}).get("left_out", [])}
+    if left_out:
+        lines.append(f"Left out for faults in their files: {', '.join(sorted(left_out))}\n")
     files = sorted(root.glob("figures/*.png")) + sorted(root.glob("notebooks/*.ipynb"))
     return "\n".join(lines + [f"  {path}" for path in files])
 

@@ -56,11 +56,14 @@ class Run:
         """Where phantom and prepared frames are: in the run, or in a cache when only an extract is shown."""
         return self.root if self.recompute else writable(REPOSITORY / "data" / "demo") / self.root.name
 
-    def open_data(self) -> Camus:
-        """The raw dataset. Where only an extract is shown, the phantom's patients are others than the run's."""
-        seed = self.seed if self.recompute else self.seed + 1_000_000
+    def open_data(self, whole: bool = False) -> Camus:
+        """The raw dataset, without the patients whom the data stage left out, unless it is asked for as a whole. Where
+        only an extract is shown, the phantom's patients are others than the run's."""
+        seed, facts = self.seed if self.recompute else self.seed + 1_000_000, self.folder("data") / "data.json"
+        known = read_json(facts).get("left_out", []) if facts.exists() and not whole else []
+        left_out = {fault["patient"] for fault in known}
         with one_at_a_time(self):
-            return prepare.open_data(self.data, self.profile, self.data_root, seed, progress=self.recompute)
+            return prepare.open_data(self.data, self.profile, self.data_root, seed, self.recompute, left_out)
 
     def load_frames(self) -> tuple[Frames, Frames]:
         """The prepared frames of training and validation.
@@ -241,7 +244,7 @@ def inputs_of(run: Run, name: str) -> dict:
     if name == "data":
         if run.data == "phantom":
             inputs |= {"seed": run.seed, "phantom": run.profile.phantom_patients}
-        return inputs | {"data": digest_of_splits(run.open_data(), "training", "validation")}
+        return inputs | {"data": digest_of_splits(run.open_data(whole=True), "training", "validation")}
     inputs |= {"seed": run.seed, stage.needs[-1]: before(run, name)}
     if stage.scores_test:
         inputs["test data"] = digest_of_splits(run.open_data(), "testing")
@@ -252,7 +255,7 @@ def old_digest(run: Run, name: str) -> str:
     """The digest of a stage's inputs as earlier versions computed it; what they finished stays finished."""
     p = run.profile
     if name == "data":
-        return digest(run.open_data().digest(), p.image_size)
+        return digest(run.open_data(whole=True).digest(), p.image_size)
     inception = STAGES["quality"].settings(p).values()
     settings = {
         "diffusion": (p.unet, p.training, p.per_view_phase),

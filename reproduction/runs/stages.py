@@ -24,7 +24,7 @@ from echo.resume import read_csv, read_json, write_csv, write_json
 from reproduction.datasets import prepare
 from reproduction.evaluation import tables
 from reproduction.runs import trainings
-from reproduction.runs.inputs import begin, compare, finish, is_done, recorded
+from reproduction.runs.inputs import SKIP_BAD, begin, compare, finish, is_done, recorded
 from reproduction.runs.manifest import enter_ledger, enter_manifest
 from reproduction.runs.run import Run, inputs_of, old_digest, one_at_a_time, run_of_set
 from reproduction.runs.table import STAGES
@@ -105,7 +105,9 @@ def data_stage(run: Run) -> tuple[Frames, Frames]:
     source = "phantom" if run.data == "phantom" else "camus"
     with one_at_a_time(run), stage(run, "data") as work:
         if work:
-            prepare.prepare(run.open_data(), source, run.profile, run.folder("data"), progress=run.recompute)
+            on_error = "skip" if os.environ.get(SKIP_BAD) else "raise"
+            raw, folder = run.open_data(whole=True), run.folder("data")
+            prepare.prepare(raw, source, run.profile, folder, progress=run.recompute, on_error=on_error)
     return run.load_frames()
 
 
