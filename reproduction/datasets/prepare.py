@@ -185,5 +185,5 @@ def load_frames(folder: Path, split: str) -> Frames:
             f"{folder}: no prepared data; run notebook 01 or `python -m echo reproduce --only data`"
         )
     path, index = folder / f"{split}.npz", read_csv(folder / f"{split}.csv")
-    with whole(path), np.load(path) as arrays:
+    with whole(path), path.open("rb") as file, np.load(file) as arrays:
         return Frames(arrays["images"], arrays["labels"], arrays["sdm_labels"], index)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from typer.testing import CliRunner
 
 import reproduction
 from echo.config import SMOKE
 from echo.resume import DamagedFile, digest, read_json, write_json
+from reproduction.cli import app
 from reproduction.datasets.phantom import write_phantom
 from reproduction.runs import run as runs
 from reproduction.runs import stages
@@ -274,3 +276,39 @@ def test_a_checkout_that_cannot_be_written_has_its_runs_elsewhere(tmp_path, monk
         reproduction.writable.cache_clear()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == [str(REPOSITORY / "runs"), str(REPOSITORY / "data" / "demo")]
+
+
+def test_faulty_patients_are_listed_or_left_out(tmp_path, monkeypatch):
+    counts = {"training": 4, "validation": 2, "testing": 3}
+    root = write_phantom(tmp_path / "echoes", counts, 0, size=64, progress=False)
+    for name in ("patient0002_2CH_ES", "patient0003_4CH_ED_gt", "patient0007_4CH_ED"):
+        (root / "database_nifti" / name[:11] / f"{name}.nii.gz").unlink()
+    command = ["train", "--profile", "smoke", "--data", str(root), "--run", str(tmp_path / "run")]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert [line.split(": ")[1] for line in refused.stderr.splitlines() if line.startswith("  ")] == [
+        "patient0002", "patient0003", "patient0007",
+    ]  # fmt: skip
+    monkeypatch.setenv("ECHO_SKIP_BAD", "1")
+    run = open_run("smoke", str(root), str(tmp_path / "run"), seed=0, recompute=True)
+    stages.data_stage(run)
+    monkeypatch.delenv("ECHO_SKIP_BAD")
+    assert run.open_data().patients("testing") == ["patient0008", "patient0009"]
+    assert set(run.load_frames()[0].index["patient"]) == {"patient0001", "patient0004"}
+    stages.data_stage(run)  # finished: the patients left out do not make its inputs others
+    assert is_current(run, "data")
+    left_out = read_json(run.root / "manifest.json")["data"]["left_out"]
+    assert [fault["patient"] for fault in left_out] == ["patient0002", "patient0003", "patient0007"]
+
+
+def test_damaged_frames_of_a_run_are_named(tmp_path):
+    run = open_run("smoke", "phantom", str(tmp_path / "run"), seed=0, recompute=True)
+    stages.data_stage(run)
+    file = run.folder("data") / "training.npz"
+    for damage in (lambda data: data[:1000], lambda data: b"", lambda data: b"not a zip file at all"):
+        content = file.read_bytes()
+        file.write_bytes(damage(content))
+        with pytest.raises(DamagedFile, match=r"training\.npz: damaged"):
+            run.load_frames()
+        file.write_bytes(content)
+    assert len(run.load_frames()[0])
