@@ -21,15 +21,16 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from skimage.transform import resize
 
-from echo.config import PHASES, SPLITS, VIEWS
+from echo.config import PHASES, SPLITS, VIEW_PHASES, VIEWS
+from echo.labels import CAMUS, Classes
 from echo.progress import tqdm
 from reproduction.datasets.errors import DataError, DataFaults
 from reproduction.datasets.facts import read_info, read_text
-from reproduction.datasets.images import one_line, read_still
+from reproduction.datasets.images import Resizable, one_line, read_still
 
 CamusError = DataError  # the name that importers know
 
@@ -43,7 +44,7 @@ MOST_TILTED = 50  # degrees from straight down to the atrium; at most 38 among 8
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Frame(Resizable):
     """One labelled still of one patient, row 0 at the probe.
 
     image: uint8 (H, W), 0-255. label: uint8 (H, W), 0 background, 1 left ventricular endocardium, 2 left
@@ -62,20 +63,11 @@ class Frame:
     sex: str | None = None
     age: int | None = None
 
-    def resized(self, size: int) -> "Frame":
-        """The frame on a grid of (size, size) pixels that covers the same rectangle in mm.
-
-        The image is smoothed before it is sampled, so that speckle does not alias. The label takes the value
-        of the pixel under each new pixel's centre, so that no class appears between two others.
-        """
-        height, width = self.image.shape
-        if (height, width) == (size, size):
-            return self
-        image = resize(self.image, (size, size), order=1, anti_aliasing=True, preserve_range=True)
-        centres = 2 * np.arange(size) + 1  # of the new pixels, in units of half a new pixel
-        label = self.label[np.ix_(centres * height // (2 * size), centres * width // (2 * size))]
-        spacing = (self.spacing_mm[0] * height / size, self.spacing_mm[1] * width / size)
-        return replace(self, image=np.rint(image).astype(np.uint8), label=label, spacing_mm=spacing)
+    def facts(self) -> dict:
+        """What a table says of this frame."""
+        condition = VIEW_PHASES.index((self.view, self.phase))
+        names = {"patient": self.patient, "view": self.view, "phase": self.phase, "class_label": condition}
+        return names | {"quality": self.quality, "ef": self.ef}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +79,10 @@ class Camus:
     notes: sentences about what is unusual and no fault, such as the split rule of a small copy.
     """
 
+    source: ClassVar[str] = "camus"
+    classes: ClassVar[Classes] = CAMUS
+    tests_labelled: ClassVar[bool] = True
+    key_columns: ClassVar[list[str]] = ["patient", "view", "phase"]  # of a table: what `frame` and `label_path` take
     root: Path
     release: str
     views: tuple[str, ...]
@@ -175,6 +171,10 @@ class Camus:
             with one_line(cfg, patient):
                 facts = read_info(cfg)
         return Frame(patient, view, phase, image, label.pixels, still.spacing_mm, **facts)
+
+    def record(self) -> dict:
+        """What identifies the data, for data.json."""
+        return {"release": self.release, "digest": self.digest(), "views": self.views}
 
     def digest(self) -> str:
         """SHA-256 (hex) over names and bytes of the patients' frames, labels and cfg and of the split lists.

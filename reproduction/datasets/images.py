@@ -14,12 +14,14 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import nibabel as nib
 import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
+from skimage.transform import resize
 
 from reproduction.datasets.errors import DataError
 from reproduction.datasets.facts import read_text
@@ -39,6 +41,27 @@ class Still:
     pixels: np.ndarray
     spacing_mm: tuple[float, float]
     corner_mm: tuple[float, float] | None
+
+
+class Resizable:
+    """What a labelled frame of any source can do: it has image and label, uint8 (H, W), and spacing_mm, (row, column)
+    or None."""
+
+    def resized(self, size: int) -> Self:
+        """The frame on a grid of (size, size) pixels that covers the same rectangle in mm.
+
+        The image is smoothed before it is sampled, so that speckle does not alias. The label takes the value
+        of the pixel under each new pixel's centre, so that no class appears between two others.
+        """
+        height, width = self.image.shape
+        if (height, width) == (size, size):
+            return self
+        image = resize(self.image, (size, size), order=1, anti_aliasing=True, preserve_range=True)
+        centres = 2 * np.arange(size) + 1  # of the new pixels, in units of half a new pixel
+        label = self.label[np.ix_(centres * height // (2 * size), centres * width // (2 * size))]
+        mm = self.spacing_mm
+        spacing = mm and (mm[0] * height / size, mm[1] * width / size)
+        return replace(self, image=np.rint(image).astype(np.uint8), label=label, spacing_mm=spacing)
 
 
 @contextmanager
@@ -63,7 +86,7 @@ def read_still(path: Path, patient: str, top: int) -> Still:
         warnings.simplefilter("ignore")  # of numpy and nibabel, on values that are refused below
         if not path.is_file():
             raise DataError(path, "file is missing", patient)
-        read = _read_metaimage if path.suffix == ".mhd" else _read_nifti
+        read = _read_metaimage if path.suffix == ".mhd" else read_nifti
         array, spacing, affine = read(path, patient)
         if array.dtype.kind not in "uif" or not array.size or sum(n > 1 for n in array.shape) > 2:
             raise DataError(path, f"not one grey image but {array.dtype} of shape {array.shape}", patient)
@@ -114,7 +137,8 @@ def _turned(path: Path, patient: str, array: np.ndarray, spacing: np.ndarray, af
     return array[:, :, 0].T, spacing[1::-1], (float(placed[0, 3]), float(placed[1, 3]))
 
 
-def _read_nifti(path: Path, patient: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def read_nifti(path: Path, patient: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """A NIfTI file's array, in its own axes; size of a pixel in mm along these; affine in mm, where one is stated."""
     content = path.read_bytes()
     if path.suffix == ".gz":
         # Unpacked in one go, gzip's checksum covers every byte, and nibabel does not have to seek in a stream.
