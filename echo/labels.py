@@ -5,7 +5,7 @@ SDM (the paper's released code): 0 outside the sector, 1 LV endocardium, 2 tissu
 4 left atrium. Classes of any other ultrasound are numbered alike; without a sector, SDM's are the source's own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -43,11 +43,15 @@ class Classes:
     anatomy: str = ""
 
     def __post_init__(self) -> None:
-        """As read from JSON, lists become tuples."""
-        found = self.structures or {name: (k,) for k, name in enumerate(self.names) if k}
+        """As `to_json` gives them too: pairs for a dictionary, lists for tuples."""
+        found = dict(self.structures) or {name: (k,) for k, name in enumerate(self.names) if k}
         object.__setattr__(self, "structures", {name: tuple(values) for name, values in found.items()})
         for name in ("names", "conditions"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def to_json(self) -> dict:
+        """The arguments, JSON-able; structures as pairs, whose order no file loses."""
+        return asdict(self) | {"structures": list(self.structures.items())}
 
     @property
     def sdm_names(self) -> tuple[str, ...]:

@@ -78,6 +78,9 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
+TEXT = dict.fromkeys(("id", "patient", "case", "condition"), "str")  # of a table: names, also those of digits alone
+
+
 def read_csv(path: Path, **options) -> "pd.DataFrame":
     """A table that `write_csv` wrote; `options` as for `pandas.read_csv`.
 
@@ -89,7 +92,7 @@ def read_csv(path: Path, **options) -> "pd.DataFrame":
     with whole(path):
         if not path.read_bytes().endswith(b"\n"):
             raise ValueError("its last line is cut off")
-        return pd.read_csv(path, **options)
+        return pd.read_csv(path, **{"dtype": TEXT} | options)
 
 
 def digest(*values: object) -> str:

@@ -172,7 +172,7 @@ def paint(
     } | options
     labels = torch.tensor(np.asarray(class_labels).tolist())
     with autocast(training.precision, unet.device):
-        images = pipeline(one_hot(sdm_labels), labels, seeds=seeds, **settings)
+        images = pipeline(one_hot(sdm_labels, unet.config.label_channels), labels, seeds=seeds, **settings)
     return (images.mean(1) * 255).round().to(torch.uint8).numpy()
 
 

@@ -19,7 +19,7 @@ from echo.config import Profile, SegmenterConfig
 from echo.device import autocast, data_workers, get_device, tune_cpu
 from echo.dice import frame_dice
 from echo.frames import Frames
-from echo.labels import NUM_CAMUS
+from echo.labels import CAMUS, Classes
 from echo.progress import tqdm
 from echo.resume import Checkpoint, DamagedFile, atomic, write_csv
 from echo.threads import Pace, training_threads, using_threads
@@ -31,12 +31,12 @@ LOSSES = {
 }
 
 
-def build_segmenter(config: SegmenterConfig) -> UNet:
-    """The network: (B, 1, S, S) in [0, 1] -> logits (B, 4, S, S); S a multiple of 2 ** (levels - 1)."""
+def build_segmenter(config: SegmenterConfig, classes: Classes = CAMUS) -> UNet:
+    """The network: (B, 1, S, S) in [0, 1] -> logits (B, K, S, S) for K classes; S a multiple of 2 ** (levels - 1)."""
     return UNet(
         spatial_dims=2,
         in_channels=1,
-        out_channels=NUM_CAMUS,
+        out_channels=len(classes.names),
         channels=config.channels,
         strides=(2,) * (len(config.channels) - 1),
         num_res_units=config.num_res_units,
@@ -133,6 +133,8 @@ def draw_samples(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The augmented batch of a step, a function of seed and step: images (B, 1, S, S) in [0, 1], labels likewise.
 
+    `ultrasound` changes images with a sector only.
+
     Each of several sets of frames fills an equal part of it, whatever their sizes.
     """
     rng = np.random.default_rng((seed, 0x5E6, step))
@@ -145,8 +147,9 @@ def draw_samples(
             transform({"image": image, "label": label})
             for image, label in zip(to_input(frames.images[rows]), labels, strict=True)
         ]
+    disturbed = config.ultrasound and sets[0].classes.sector
     image, label = (torch.stack([s[key].as_tensor() for s in samples]) for key in ("image", "label"))
-    return ultrasound(image, config.ultrasound, rng) if config.ultrasound else image, label
+    return ultrasound(image, config.ultrasound, rng) if disturbed else image, label
 
 
 class Batches(Dataset):
@@ -169,7 +172,7 @@ def train_segmenter(
     start: UNet | None = None,
 ) -> UNet:
     """Train on some frames and keep the weights that are best on others; `folder` gets `model.safetensors` and
-    `log.csv` (step, loss, and validation Dice in % of the three structures and their mean).
+    `log.csv` (step, loss, and validation Dice in % of each structure and their mean).
 
     Validation images are not augmented. A finished training in `folder` is loaded, an interrupted one goes on from its
     last validation and ends in the same weights.
@@ -183,8 +186,8 @@ def train_segmenter(
     torch.manual_seed(seed)
     tune_cpu()
     if (folder / WEIGHTS).exists():
-        return load_segmenter(config, folder)
-    network = build_segmenter(config).to(device, memory_format=torch.channels_last)
+        return load_segmenter(config, folder, validation.classes)
+    network = build_segmenter(config, validation.classes).to(device, memory_format=torch.channels_last)
     steps, (high, low) = config.steps, config.learning_rate
     if start is not None:
         network.load_state_dict(start.state_dict())
@@ -238,17 +241,17 @@ def train_segmenter(
 def validate(
     network: UNet, ema: EMAModel, validation: Frames, config: SegmenterConfig
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Dice in % of the three structures and their "mean", of the averaged weights; and these weights, on the CPU."""
+    """Dice in % of each structure and their "mean", of the averaged weights; and these weights, on the CPU."""
     ema.store(network.parameters())
     ema.copy_to(network.parameters())
     found = predict(network, validation.images, flip=config.flip_test)
-    dice = frame_dice(found, validation.labels).mean() * 100
+    dice = frame_dice(found, validation.labels, validation.classes).mean() * 100
     weights = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()}
     ema.restore(network.parameters())
     return {name: round(float(value), 3) for name, value in dice.items()} | {"mean": float(dice.mean())}, weights
 
 
-def load_segmenter(config: SegmenterConfig, folder: Path) -> UNet:
+def load_segmenter(config: SegmenterConfig, folder: Path, classes: Classes = CAMUS) -> UNet:
     """The network that `train_segmenter` kept in `folder`, in evaluation mode.
 
     Raises:
@@ -260,7 +263,7 @@ def load_segmenter(config: SegmenterConfig, folder: Path) -> UNet:
         raise FileNotFoundError(
             f"{weights}: no segmenter; run notebook 04 or `python -m echo reproduce --only segmentation`"
         )
-    network = build_segmenter(config)
+    network = build_segmenter(config, classes)
     try:
         network.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:

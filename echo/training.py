@@ -45,7 +45,7 @@ def draw_batch(
     images, labels = frames.images[rows], frames.sdm_labels[rows]
     images[flip], labels[flip] = images[flip, :, ::-1], labels[flip, :, ::-1]
     x_0 = torch.from_numpy(images).float()[:, None].expand(-1, in_channels, -1, -1) / 127.5 - 1
-    label_map = one_hot(labels) * torch.from_numpy(~dropped)[:, None, None, None]
+    label_map = one_hot(labels, len(frames.classes.sdm_names)) * torch.from_numpy(~dropped)[:, None, None, None]
     batch = x_0, label_map, frames.index["class_label"].to_numpy()[rows], t, epsilon
     return tuple(map(torch.as_tensor, batch))
 
@@ -192,7 +192,7 @@ def train(profile: Profile, training: Frames, validation: Frames, folder: Path, 
     torch.manual_seed(seed)
     tune_cpu()
     # Channels last: the layout in which CPUs and tensor cores convolve fastest.
-    network = speed_up(build_unet(profile)).to(memory_format=torch.channels_last)
+    network = speed_up(build_unet(profile, training.classes)).to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)

@@ -15,7 +15,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from echo.config import VIEW_PHASES, Profile
+from echo.config import Profile
+from echo.labels import CAMUS, Classes
 from echo.spade import Conditioning, SpadeGroupNorm
 
 
@@ -256,11 +257,12 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         return SemanticUNetOutput(sample=self.out(h))
 
 
-def build_unet(profile: Profile) -> SemanticUNet:
-    """The profile's network; its weights come from torch's global generator."""
+def build_unet(profile: Profile, classes: Classes = CAMUS) -> SemanticUNet:
+    """The profile's network for label maps of some classes; its weights come from torch's global generator."""
     unet = profile.unet
     return SemanticUNet(
         image_size=profile.image_size,
-        num_classes=0 if profile.per_view_phase else len(VIEW_PHASES),
+        label_channels=len(classes.sdm_names),
+        num_classes=0 if profile.per_view_phase else len(classes.conditions),
         **{name: getattr(unet, name) for name in unet.__dataclass_fields__},
     )

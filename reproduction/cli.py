@@ -3,56 +3,16 @@
 import logging
 import os
 import signal
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from echo.config import PROFILES
 from reproduction import RESULTS, need_checkout
+from reproduction.runs.one_line import DEBUG, Commands
 from reproduction.runs.table import PIPELINE, STAGES, STUDIES
-
-EXPECTED = (ValueError, OSError, FloatingPointError)  # what a user can mend; their messages say what
-DEBUG = "ECHO_DEBUG"
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Every error is one line and exit status 1, with a traceback where it is asked for; an interruption is 130."""
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        leave(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", 130)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("typer", "click"):  # its own: help, a wrong option, an exit
-            raise
-        if os.environ.get(DEBUG):
-            traceback.print_exc()
-        lines = [" ".join(part.split()) for part in str(error).splitlines()]
-        line = ("\n  " if type(error).__name__ == "DataFaults" else " ").join(lines)  # one line for each fault
-        if not isinstance(error, EXPECTED) and type(error).__name__ != "NotebookError":
-            line = f"{type(error).__name__}: {line} (a traceback with --debug)"
-        leave(f"error: {line}", 1)
-
-
-def leave(line: str, status: int) -> None:
-    """End the command with one line on stderr."""
-    typer.echo(line, err=True)
-    raise typer.Exit(status) from None
-
-
-class Commands(TyperGroup):
-    """All commands, with `plain_errors`."""
-
-    def invoke(self, ctx: typer.Context) -> object:
-        with plain_errors():
-            return super().invoke(ctx)
-
 
 app = typer.Typer(
     cls=Commands,
@@ -88,6 +48,7 @@ def expanded(text: str) -> str:
 ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
 StageName = StrEnum("StageName", {name: name for name in PIPELINE})
 StudyName = StrEnum("StudyName", {name: name for name in STUDIES})
+Layout = StrEnum("Layout", {"camus": "camus", "nnunet": "nnunet"})
 Source = StrEnum("Source", {"camus": "camus", "weights": "released-weights"})
 ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
 DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a dataset.', callback=expanded)]
@@ -98,6 +59,13 @@ FreshOption = Annotated[
 ]
 SkipOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave patients with a faulty file out; the manifest names them.")
+]
+PatternOption = Annotated[
+    str,
+    typer.Option(
+        "--patient-pattern",
+        help='Of an nnU-Net dataset: a case\'s patient is its name up to this; "$": each case. [default: _\\d+$]',
+    ),
 ]
 SetArgument = Annotated[Path, typer.Argument(help="A finished synthetic set: runs/NAME/synthetic.", parser=here)]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, of a run under way or finished.", parser=here)]
@@ -115,14 +83,14 @@ def stop_kernels_too() -> None:
         signal.signal(number, stop)
 
 
-def hand_on(fresh: bool, skip_bad: bool = False) -> None:
-    """What --fresh and --skip-bad ask for, in this process and those that it starts."""
-    from reproduction.runs.inputs import FRESH, SKIP_BAD
+def hand_on(fresh: bool, skip_bad: bool = False, patients: str = "") -> None:
+    """What --fresh, --skip-bad and --patient-pattern ask for, in this process and those that it starts."""
+    from reproduction.runs.inputs import FRESH, PATIENTS, SKIP_BAD
 
-    for name, wanted in ((FRESH, fresh), (SKIP_BAD, skip_bad)):
+    for name, wanted in ((FRESH, "1" * fresh), (SKIP_BAD, "1" * skip_bad), (PATIENTS, patients)):
         os.environ.pop(name, None)
         if wanted:
-            os.environ[name] = "1"
+            os.environ[name] = wanted
 
 
 @app.command()
@@ -134,13 +102,14 @@ def reproduce(
     only: Annotated[StageName | None, typer.Option(help="One stage alone; those before it must be finished.")] = None,
     fresh: FreshOption = False,
     skip_bad: SkipOption = False,
+    patient_pattern: PatternOption = "",
 ) -> None:
     """Run the notebooks from raw frames to the Dice table. Called again, it resumes: finished stages are skipped."""
     from reproduction.runs import notebooks
     from reproduction.runs.publish import summary
 
     stop_kernels_too()
-    hand_on(fresh, skip_bad)
+    hand_on(fresh, skip_bad, patient_pattern)
     root = notebooks.reproduce(profile.value, data, run, seed, only.value if only else None)
     if only in (None, StageName.tables):
         typer.echo(summary(root))
@@ -175,6 +144,7 @@ def train(
     seed: SeedOption = 0,
     fresh: FreshOption = False,
     skip_bad: SkipOption = False,
+    patient_pattern: PatternOption = "",
 ) -> None:
     """Train the diffusion model without a notebook, preparing its data first. Called again, it resumes.
 
@@ -184,7 +154,7 @@ def train(
     from reproduction.runs import stages
     from reproduction.runs.run import one_command, open_run
 
-    hand_on(fresh, skip_bad)
+    hand_on(fresh, skip_bad, patient_pattern)
     opened = open_run(profile.value, data, run, seed, recompute=True)
     with one_command(opened):
         stages.complete(opened, "diffusion")
@@ -287,12 +257,25 @@ def fidelity(folder: SetArgument) -> None:
 @app.command()
 def export(
     folder: SetArgument,
-    target: Annotated[Path, typer.Argument(help="A new folder.", parser=here)],
+    target: Annotated[Path, typer.Argument(help="A new folder; for nnU-Net, named DatasetNNN_Name.", parser=here)],
     drop_worst: DropOption = 0.0,
+    layout: Annotated[
+        Layout, typer.Option("--format", help="camus: its NIfTI layout; nnunet: a raw dataset of nnU-Net's version 2.")
+    ] = Layout.camus,
+    with_real: Annotated[
+        bool, typer.Option("--with-real", help="nnunet: with the run's real training and validation frames too.")
+    ] = False,
 ) -> None:
-    """Write a synthetic set in CAMUS's NIfTI layout, for any tool that reads CAMUS; the testing list is empty."""
-    from reproduction.synthesis.synthetic_set import export_camus
+    """Write a synthetic set in the layout of a real one, for any tool that reads that; there are no test cases."""
+    from reproduction.runs.run import run_of_set
+    from reproduction.synthesis.export import export_camus, export_nnunet
 
+    if layout is Layout.nnunet:
+        real = run_of_set(folder.resolve()).load_frames() if with_real else None
+        typer.echo(f"{target}: {export_nnunet(folder.resolve(), target.resolve(), drop_worst, real)} cases")
+        return
+    if with_real:
+        raise ValueError("--with-real is for --format nnunet: CAMUS's layout has a patient for each four images")
     left_out = export_camus(folder, target, drop_worst)
     typer.echo(f"{target}: written; {left_out} images without a partner of each view and phase are left out")
 
@@ -304,6 +287,23 @@ def publish(run: RunArgument) -> None:
 
     need_checkout()
     typer.echo("\n".join(map(str, copy_extract(run.resolve()))))
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="The folder of a dataset.", parser=here)],
+    sheet: Annotated[
+        str, typer.Option(help="Contact sheet, without .png; by default NAME_contact_sheet here.", callback=expanded)
+    ] = "",
+    patient_pattern: PatternOption = "",
+) -> None:
+    """Read a whole dataset: what is in it, with a contact sheet; or every fault, a line each, and exit status 1."""
+    from reproduction.datasets.nnunet import PATTERN
+    from reproduction.datasets.prepare import open_dataset
+    from reproduction.runs.check import check as read_all
+
+    raw = open_dataset(data, patient_pattern or PATTERN)
+    typer.echo("\n".join(read_all(raw, Path(sheet or f"{raw.root.name}_contact_sheet"))))
 
 
 @app.command()

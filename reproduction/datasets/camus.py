@@ -309,7 +309,7 @@ def _locate(root: Path) -> tuple[Path, str]:
             raise DataError(root, f"more than one data set here, open one of them: {names}")
         if found:
             return found[0]
-    raise DataError(root, "no CAMUS here, no folder is named patientXXXX")
+    raise DataError(root, "no CAMUS here, no folder is named patientXXXX, and no dataset.json of nnU-Net")
 
 
 def _read_splits(folder: Path) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def _nifti(array: NDArray[np.uint8], spacing_mm: tuple[float, float]) -> bytes:
+def nifti(array: NDArray[np.uint8], spacing_mm: tuple[float, float]) -> bytes:
     """A (row, column) uint8 array as .nii.gz bytes, stored (W, H) as CAMUS does; same array, same bytes."""
     image = nib.Nifti1Image(np.ascontiguousarray(array.T), np.diag([-spacing_mm[1], -spacing_mm[0], 1.0, 1.0]))
     return gzip.compress(image.to_bytes(), mtime=0)
@@ -39,7 +39,7 @@ def write_frame(
         spacing_mm: size (row, column) of a pixel.
     """
     for kind, array in (("", image), ("_gt", label)):
-        write_bytes(folder / f"{folder.name}_{view}_{phase}{kind}.nii.gz", _nifti(array, spacing_mm))
+        write_bytes(folder / f"{folder.name}_{view}_{phase}{kind}.nii.gz", nifti(array, spacing_mm))
 
 
 def write_info(folder: Path, info: str) -> None:

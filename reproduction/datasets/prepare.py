@@ -1,4 +1,4 @@
-"""The data stage: raw frames of either source -> arrays at the profile's size, training and validation only.
+"""The data stage: raw frames of any source -> arrays at the profile's size, training and validation only.
 
 The test patients are not in these arrays. `evaluation.segmentation.score` opens their frames once, at the very end.
 """
@@ -13,32 +13,49 @@ from scipy import ndimage
 from skimage.transform import resize
 
 from echo.augment import augment, leak
-from echo.config import SPLITS, VIEW_PHASES, Profile
+from echo.config import SPLITS, Profile
 from echo.frames import Frames
-from echo.labels import sector_mask, to_sdm
+from echo.labels import CAMUS, HEART, Classes, sector_mask, to_sdm
 from echo.progress import tqdm
-from echo.resume import atomic, read_csv, whole, write_csv, write_json
+from echo.resume import atomic, read_csv, read_json, whole, write_csv, write_json
 from reproduction.datasets.camus import Camus, Frame, open_camus
 from reproduction.datasets.errors import DataError, DataFaults, records
+from reproduction.datasets.nnunet import PATTERN, Case, NnUNet, is_nnunet, open_nnunet
 from reproduction.datasets.phantom import write_phantom
+
+Source = Camus | NnUNet
 
 
 def open_data(
-    data: str, profile: Profile, folder: Path, seed: int, progress: bool = True, left_out: Collection[str] = ()
-) -> Camus:
-    """The raw data set: "phantom" (written below `folder` when absent) or the path of a CAMUS release.
+    data: str,
+    profile: Profile,
+    folder: Path,
+    seed: int,
+    progress: bool = True,
+    left_out: Collection[str] = (),
+    pattern: str = PATTERN,
+) -> Source:
+    """The raw data set: "phantom" (written below `folder` when absent), or what `open_dataset` takes.
 
-    left_out: patients that `prepare` left out (the `left_out` of its data.json), for the stages after it. Faults of
-    split lists are kept in `Camus.faults`, for `prepare` to report with all others.
+    left_out: patients that `prepare` left out (the `left_out` of its data.json), for the stages after it.
     """
     if data == "phantom":
         target = folder / f"phantom-{seed}"
         return open_camus(write_phantom(target, profile.phantom_patients, seed, progress=progress))
-    return open_camus(data, on_error="report").without(left_out)
+    return open_dataset(data, pattern).without(left_out)
+
+
+def open_dataset(path: str | Path, pattern: str = PATTERN) -> Source:
+    """The data set in a folder: a CAMUS release, or an nnU-Net raw dataset.
+
+    Faults of lists are kept in its `faults`, to be reported with all others. pattern: of patients (`open_nnunet`).
+    """
+    nnunet = is_nnunet(Path(path).expanduser())
+    return open_nnunet(path, pattern) if nnunet else open_camus(path, on_error="report")
 
 
 def read_frames(
-    camus: Camus, split: str, size: int, progress: bool = True, faults: list[DataError] | None = None
+    raw: Source, split: str, size: int, progress: bool = True, faults: list[DataError] | None = None
 ) -> Frames | None:
     """Every frame of a split, resized to (size, size); the sector is found at the frame's own resolution.
 
@@ -50,90 +67,81 @@ def read_frames(
     """
     found = [] if faults is None else faults
     images, labels, sdm_labels, rows = [], [], [], []
-    for patient, raw in _raw_frames(camus, split, found, progress):
+    for _patient, full in _raw_frames(raw, split, found, progress):
         if found and faults is None:
             raise found[0]
-        frame = raw.resized(size)
-        # Found at full resolution and averaged down, so that its border stays smooth.
-        sector = resize(sector_mask(raw.image).astype(float), (size, size), anti_aliasing=True) > 0.5
+        frame, sector = full.resized(size), None
+        if raw.classes.sector:
+            # Found at full resolution and averaged down, so that its border stays smooth.
+            sector = resize(sector_mask(full.image).astype(float), (size, size), anti_aliasing=True) > 0.5
         images.append(frame.image)
         labels.append(frame.label)
-        sdm_labels.append(to_sdm(frame.label, sector))
-        rows.append(
-            {
-                "patient": patient,
-                "view": raw.view,
-                "phase": raw.phase,
-                "class_label": VIEW_PHASES.index((raw.view, raw.phase)),
-                "quality": frame.quality,
-                "ef": frame.ef,
-                "spacing_row_mm": frame.spacing_mm[0],
-                "spacing_col_mm": frame.spacing_mm[1],
-            }
-        )
+        sdm_labels.append(to_sdm(frame.label, sector, raw.classes))
+        row_mm, col_mm = frame.spacing_mm or (np.nan, np.nan)
+        rows.append(frame.facts() | {"spacing_row_mm": row_mm, "spacing_col_mm": col_mm})
     if found and faults is None:
         raise found[0]
     bad = {fault.patient for fault in found}
     if not any(row["patient"] not in bad for row in rows):
         return None
-    frames = Frames(np.stack(images), np.stack(labels), np.stack(sdm_labels), pd.DataFrame(rows))
+    frames = Frames(np.stack(images), np.stack(labels), np.stack(sdm_labels), pd.DataFrame(rows), raw.classes)
     return frames.select(~frames.index["patient"].isin(bad).to_numpy()) if bad else frames
 
 
-def _raw_frames(camus: Camus, split: str, faults: list[DataError], progress: bool) -> Iterator[tuple[str, Frame]]:
+def _raw_frames(raw: Source, split: str, faults: list[DataError], progress: bool) -> Iterator[tuple[str, Frame | Case]]:
     """(patient, frame) of a split's sound frames; what is at fault is added to `faults`."""
     try:
-        patients = camus.patients(split)
+        patients = raw.patients(split)
     except DataError as error:
         faults.append(error)
         return
     if not patients:
-        faults.append(DataError(camus.root, f"split {split} has no patient"))
+        faults.append(DataError(raw.root, f"split {split} has no patient"))
     for patient in tqdm(patients, desc=f"{split} patients", unit="patient", disable=not progress):
-        keys = camus.keys([patient])
+        keys = raw.keys([patient])
         if not keys:
-            faults.append(DataError(camus.root, "holds no frame", patient))
+            faults.append(DataError(raw.root, "holds no frame", patient))
         for key in keys:
             try:
-                frame = camus.frame(*key)
+                frame = raw.frame(*key)
             except DataError as error:
                 faults.append(error)
             else:
                 yield patient, frame
 
 
-def augmentation_faults(camus: Camus, frames: Frames, profile: Profile) -> list[DataError]:
+def augmentation_faults(raw: Source, frames: Frames, profile: Profile) -> list[DataError]:
     """A fault for each label map that no augmentation keeps: the generation stage would end at it.
 
-    Only maps with a structure in pieces, of fewer than 100 pixels, or with a gap in the wall are tried.
+    Only maps with a structure in pieces, of fewer than 100 pixels, or with a gap in the wall are tried. A heart must be
+    labelled; of other organs a slice may hold none.
     """
-    faults = []
+    faults, classes, heart = [], raw.classes, raw.classes.anatomy == HEART
     for label, (_, row) in zip(frames.labels, frames.index.iterrows(), strict=True):
-        structures = [label == k for k in (1, 2, 3) if (label == k).any()]
+        structures = [label == k for k in range(1, len(classes.names)) if (label == k).any()]
         pieces = any(ndimage.label(structure, np.ones((3, 3)))[1] > 1 for structure in structures)
         small = any(structure.sum() < 100 for structure in structures)
-        if structures and not pieces and not small and leak(label) <= 0.05:
+        if not pieces and not small and not (heart and (not structures or leak(label) > 0.05)):
             continue
         try:
             if not structures:
                 raise ValueError("nothing is labelled")
-            augment(label, profile.augmentation, np.random.default_rng(0))
+            augment(label, profile.augmentation, np.random.default_rng(0), classes)
         except ValueError as error:
-            patient, view, phase = row[["patient", "view", "phase"]]
-            faults.append(DataError(camus.label_path(patient, view, phase), str(error), patient))
+            faults.append(DataError(raw.label_path(*row[raw.key_columns]), str(error), row["patient"]))
     return faults
 
 
 def prepare(
-    camus: Camus, source: str, profile: Profile, folder: Path, progress: bool = True, on_error: str = "raise"
+    raw: Source, source: str, profile: Profile, folder: Path, progress: bool = True, on_error: str = "raise"
 ) -> None:
-    """Write `{training,validation}.{npz,csv}` and `data.json` (what the data are) into `folder`.
+    """Write `{training,validation}.{npz,csv}` and `data.json` (what the data and their classes are) into `folder`.
 
     Every frame of all three splits is opened, and checked for all that a later stage would stop at; test frames are
     only checked. `faults.csv` lists what is wrong, if anything is.
 
     Args:
-        source: "phantom" or "camus", for the record.
+        source: "phantom", "camus" or "nnunet", for the record.
         on_error: "raise", or "skip" to leave patients with a fault out, whom `left_out` in data.json then names.
 
     Raises:
@@ -141,26 +149,27 @@ def prepare(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
-    for note in camus.notes:
+    for note in raw.notes:
         print(f"note: {note}", file=sys.stderr)
-    faults, frames = list(camus.faults), {}
+    faults, frames = list(raw.faults), {}
     for split in ("training", "validation"):
-        frames[split] = read_frames(camus, split, profile.image_size, progress, faults)
+        frames[split] = read_frames(raw, split, profile.image_size, progress, faults)
     if frames["training"] is not None:
-        faults += augmentation_faults(camus, frames["training"], profile)
-    for _ in _raw_frames(camus, "testing", faults, progress):
+        faults += augmentation_faults(raw, frames["training"], profile)
+    for _ in _raw_frames(raw, "testing", faults, progress) if raw.tests_labelled else ():
         pass
     bad = {fault.patient for fault in faults if fault.patient}
+    splits = [split for split in SPLITS if split != "testing" or raw.tests_labelled]
     if faults:
-        report = DataFaults(camus.root, faults)
+        report = DataFaults(raw.root, faults)
         write_csv(folder / "faults.csv", report.table())
         if on_error == "raise" or any(fault.patient is None for fault in faults):
             raise report
         print(f"{len(bad)} patients are left out: {', '.join(sorted(bad))}", file=sys.stderr)
-        camus = camus.without(bad)
-        if empty := [split for split in SPLITS if not camus.patients(split)]:
-            emptied = [DataError(camus.root, f"no patient of split {split} is left") for split in empty]
-            raise DataFaults(camus.root, emptied + faults)
+        raw = raw.without(bad)
+        if empty := [split for split in splits if not raw.patients(split)]:
+            emptied = [DataError(raw.root, f"no patient of split {split} is left") for split in empty]
+            raise DataFaults(raw.root, emptied + faults)
     else:
         (folder / "faults.csv").unlink(missing_ok=True)
     for split, kept in frames.items():
@@ -169,9 +178,15 @@ def prepare(
         with atomic(folder / f"{split}.npz") as temporary:
             np.savez_compressed(temporary, images=kept.images, labels=kept.labels, sdm_labels=kept.sdm_labels)
         write_csv(folder / f"{split}.csv", kept.index)
-    patients = {split: len(camus.patients(split)) for split in SPLITS}
-    facts = {"source": source, "release": camus.release, "digest": camus.digest(), "views": camus.views}
-    write_json(folder / "data.json", facts | {"patients": patients, "left_out": records(faults)})
+    patients = {split: len(raw.patients(split)) for split in splits}
+    facts = {"source": source} | raw.record() | {"patients": patients, "left_out": records(faults)}
+    write_json(folder / "data.json", facts | {"classes": raw.classes.to_json()})
+
+
+def load_classes(folder: Path) -> Classes:
+    """What the labels mean that `prepare` wrote; earlier versions, which did not say, knew CAMUS's classes alone."""
+    facts = read_json(folder / "data.json")
+    return Classes(**facts["classes"]) if "classes" in facts else CAMUS
 
 
 def load_frames(folder: Path, split: str) -> Frames:
@@ -184,6 +199,6 @@ def load_frames(folder: Path, split: str) -> Frames:
         raise FileNotFoundError(
             f"{folder}: no prepared data; run notebook 01 or `python -m echo reproduce --only data`"
         )
-    path, index = folder / f"{split}.npz", read_csv(folder / f"{split}.csv")
+    path, index, classes = folder / f"{split}.npz", read_csv(folder / f"{split}.csv"), load_classes(folder)
     with whole(path), path.open("rb") as file, np.load(file) as arrays:
-        return Frames(arrays["images"], arrays["labels"], arrays["sdm_labels"], index)
+        return Frames(arrays["images"], arrays["labels"], arrays["sdm_labels"], index, classes)

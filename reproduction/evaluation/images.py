@@ -168,7 +168,9 @@ def diversity(images: NDArray[np.uint8], seed: int, pairs: int = 200, groups: Ar
     return float(ms_ssim(images[order[first]], images[order[second]]).mean())
 
 
-def speckle_statistics(images: NDArray[np.uint8], sdm_labels: NDArray[np.uint8]) -> pd.DataFrame:
+def speckle_statistics(
+    images: NDArray[np.uint8], sdm_labels: NDArray[np.uint8], names: tuple[str, ...] = SDM_NAMES
+) -> pd.DataFrame:
     """First-order grey-level statistics of each image and region; images and SDM label maps are uint8 (N, S, S).
 
     A region loses one pixel at its border, where its neighbour shines in, unless nothing would remain. The
@@ -176,7 +178,7 @@ def speckle_statistics(images: NDArray[np.uint8], sdm_labels: NDArray[np.uint8])
     al. 1983); in log-compressed grey levels, as here, it has no such value, and serves to compare sets.
 
     Returns:
-        One row an image and region: image (row of the stack), region (LV endo, tissue, LV myo, LA), pixels, mean and
+        One row an image and region: image (row of the stack), region (of `names`, but "outside"), pixels, mean and
         sd in grey levels, snr = mean / sd. An absent region has no row; snr is NaN where sd is 0.
 
     Raises:
@@ -186,7 +188,7 @@ def speckle_statistics(images: NDArray[np.uint8], sdm_labels: NDArray[np.uint8])
         raise ValueError(f"images {images.shape} and labels {sdm_labels.shape} differ in shape")
     rows = []
     for k, (image, label) in enumerate(zip(images, sdm_labels, strict=True)):
-        for value, region in enumerate(SDM_NAMES):
+        for value, region in enumerate(names):
             mask = label == value
             if region == "outside" or not mask.any():
                 continue

@@ -11,30 +11,36 @@ from monai.transforms.utils import get_largest_connected_component_mask
 from numpy.typing import NDArray
 
 from echo.dice import frame_dice
-from echo.labels import STRUCTURES
+from echo.frames import Frames
+from echo.labels import CAMUS, HEART, STRUCTURES, Classes
 from echo.progress import tqdm
 from echo.segmenter import predict
-from reproduction.datasets.camus import Camus
+from reproduction.datasets.prepare import Source
 from reproduction.evaluation.clinical import patient_volumes
 
 
 def surface_distances(
-    prediction: NDArray[np.uint8], label: NDArray[np.uint8], spacing_mm: tuple[float, float]
+    prediction: NDArray[np.uint8],
+    label: NDArray[np.uint8],
+    spacing_mm: tuple[float, float] | None,
+    classes: Classes = CAMUS,
 ) -> pd.DataFrame:
     """Distances in mm between the borders of each structure (rows) in two label maps (H, W): hd95_mm, the larger of
-    the two directed 95th percentiles, and assd_mm, the mean over both borders.
+    the two directed 95th percentiles, and assd_mm, the mean over both borders; in pixels, hd95_px and assd_px, where
+    no size of a pixel is known.
 
     Borders are the masks' outermost pixels. NaN for a structure that is missing from one of the maps, or both.
 
     Args:
         spacing_mm: size (row, column) of a pixel.
     """
-    distances = pd.DataFrame(np.nan, index=list(STRUCTURES), columns=["hd95_mm", "assd_mm"])
-    for name, classes in STRUCTURES.items():
-        masks = [torch.from_numpy(np.isin(m, classes))[None, None] for m in (prediction, label)]
+    unit = "mm" if spacing_mm else "px"
+    distances = pd.DataFrame(np.nan, index=list(classes.structures), columns=[f"hd95_{unit}", f"assd_{unit}"])
+    for name, members in classes.structures.items():
+        masks = [torch.from_numpy(np.isin(m, members))[None, None] for m in (prediction, label)]
         if not (masks[0].any() and masks[1].any()):
             continue
-        options = {"include_background": True, "spacing": spacing_mm}
+        options = {"include_background": True, "spacing": spacing_mm or (1.0, 1.0)}
         with warnings.catch_warnings():  # MONAI calls its own function with an argument that it has deprecated
             warnings.simplefilter("ignore", FutureWarning)
             hd95 = compute_hausdorff_distance(*masks, percentile=95, **options).item()
@@ -43,11 +49,14 @@ def surface_distances(
     return distances
 
 
-def largest_components(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A CAMUS label map (H, W) with the largest connected piece (diagonals connect) of each structure alone.
+def largest_components(label: NDArray[np.uint8], classes: Classes = CAMUS) -> NDArray[np.uint8]:
+    """A label map (H, W) with the largest connected piece (diagonals connect) of each class alone.
 
-    First the whole ventricle, then the cavity in it, whose other pieces become wall; and the atrium.
+    Of a heart, first the whole ventricle, then the cavity in it, whose other pieces become wall; and the atrium.
     """
+    if classes.anatomy != HEART:
+        kept = [get_largest_connected_component_mask(label == k) for k in range(1, len(classes.names))]
+        return np.select(kept, range(1, len(classes.names))).astype(np.uint8)
     epi = get_largest_connected_component_mask(np.isin(label, STRUCTURES["LV epi"]))
     endo = get_largest_connected_component_mask(epi & np.isin(label, STRUCTURES["LV endo"]))
     atrium = get_largest_connected_component_mask(np.isin(label, STRUCTURES["LA"]))
@@ -55,32 +64,35 @@ def largest_components(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def frame_scores(
-    prediction: NDArray[np.uint8], label: NDArray[np.uint8], spacing_mm: tuple[float, float]
+    prediction: NDArray[np.uint8],
+    label: NDArray[np.uint8],
+    spacing_mm: tuple[float, float] | None,
+    classes: Classes = CAMUS,
 ) -> pd.DataFrame:
     """A row for each structure and processing ("raw", "largest component") of a prediction (H, W): structure,
-    processing, dice in [0, 1], hd95_mm, assd_mm, and labelled, whether the label has the structure.
+    processing, dice in [0, 1], the columns of `surface_distances`, and labelled, whether the label has the structure.
 
     A structure that only one of prediction and label has counts as missing: Dice 0, and no distance (NaN). One that
     neither has is left out: NaN throughout.
     """
-    kept = largest_components(prediction)
-    dice = frame_dice(np.stack([prediction, kept]), np.stack([label, label]))
-    raw = surface_distances(prediction, label, spacing_mm)
-    clean = raw if (kept == prediction).all() else surface_distances(kept, label, spacing_mm)
+    kept = largest_components(prediction, classes)
+    dice = frame_dice(np.stack([prediction, kept]), np.stack([label, label]), classes)
+    raw = surface_distances(prediction, label, spacing_mm, classes)
+    clean = raw if (kept == prediction).all() else surface_distances(kept, label, spacing_mm, classes)
     parts = [d.assign(dice=dice.loc[k]) for k, d in enumerate((raw, clean))]
     table = pd.concat(parts, keys=["raw", "largest component"], names=["processing", "structure"]).reset_index()
-    table["labelled"] = table["structure"].map({name: np.isin(label, k).any() for name, k in STRUCTURES.items()})
-    return table[["structure", "processing", "dice", "hd95_mm", "assd_mm", "labelled"]]
+    labelled = {name: np.isin(label, members).any() for name, members in classes.structures.items()}
+    table["labelled"] = table["structure"].map(labelled)
+    return table[["structure", "processing", "dice", *raw.columns, "labelled"]]
 
 
-def mean_dice(network: UNet, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> pd.Series:
-    """Mean Dice, in %, of each structure that a network finds in images (N, S, S), against label maps (N, S, S) of
-    CAMUS classes; NaN for a structure in none of them."""
-    return frame_dice(predict(network, images), labels).mean() * 100
+def mean_dice(network: UNet, frames: Frames) -> pd.Series:
+    """Mean Dice, in %, of each structure that a network finds in some frames; NaN for a structure in none of them."""
+    return frame_dice(predict(network, frames.images), frames.labels, frames.classes).mean() * 100
 
 
 def score(
-    network: UNet, camus: Camus, patients: list[str], size: int, flip: bool = False
+    network: UNet, raw: Source, patients: list[str], size: int, flip: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of every real frame of some patients, measured on the label's own pixel grid, and the patients' volumes.
 
@@ -89,22 +101,26 @@ def score(
         flip: as `predict` takes it.
 
     Returns:
-        Scores: a row for each frame, structure and processing: patient, view, phase, quality, and the columns of
-        `frame_scores`. Volumes: a row for each patient: patient, `clinical.patient_volumes` of the predictions
-        (edv_ml, esv_ml, ef) and of the expert's labels (expert_edv_ml, expert_esv_ml, expert_ef), each after
-        `largest_components`, and release_ef, the EF in % that the data set itself states.
+        Scores: a row for each frame, structure and processing: what names the frame, such as patient, view, phase,
+        quality, and the columns of `frame_scores`. Volumes: a row for each patient, and of an apical heart:
+        `clinical.patient_volumes` of the predictions (edv_ml, esv_ml, ef) and of the expert's labels (expert_edv_ml,
+        expert_esv_ml, expert_ef), each after `largest_components`, and release_ef, the EF in % that the data set
+        itself states.
     """
     scores, volumes = [], []
     for patient in tqdm(patients, desc="scoring", unit="patient"):
         predicted, expert = {}, {}
-        for _patient, view, phase in camus.keys([patient]):
-            frame = camus.frame(patient, view, phase)
+        for key in raw.keys([patient]):
+            frame = raw.frame(*key)
             prediction = predict(network, frame.resized(size).image[None], frame.label.shape, flip=flip)[0]
-            facts = {"patient": patient, "view": view, "phase": phase, "quality": frame.quality}
-            table = frame_scores(prediction, frame.label, frame.spacing_mm)
+            facts = {name: value for name, value in frame.facts().items() if name not in ("class_label", "ef")}
+            table = frame_scores(prediction, frame.label, frame.spacing_mm, raw.classes)
             scores.append(pd.DataFrame(facts, index=table.index).join(table))
-            predicted[view, phase] = largest_components(prediction), frame.spacing_mm
-            expert[view, phase] = largest_components(frame.label), frame.spacing_mm
+            predicted[key[1:]] = largest_components(prediction, raw.classes), frame.spacing_mm
+            expert[key[1:]] = largest_components(frame.label, raw.classes), frame.spacing_mm
+        if raw.classes.anatomy != HEART:
+            volumes.append({"patient": patient})
+            continue
         labelled = {f"expert_{name}": value for name, value in patient_volumes(expert).items()}
         volumes.append({"patient": patient} | patient_volumes(predicted) | labelled | {"release_ef": frame.ef})
     return pd.concat(scores, ignore_index=True), pd.DataFrame(volumes)

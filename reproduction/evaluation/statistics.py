@@ -36,6 +36,17 @@ def bootstrap_interval(values: ArrayLike, patients: ArrayLike, seed: int) -> tup
     return float(interval.low), float(interval.high)
 
 
+def frame_names(table: pd.DataFrame) -> list[str]:
+    """The columns that together name a frame, whatever its source."""
+    return [name for name in ("patient", "view", "phase", "case") if name in table.columns]
+
+
+def structures_of(table: pd.DataFrame) -> list[str]:
+    """The structures that a table has rows of: the paper's in its order, then others in theirs."""
+    found = list(table["structure"].unique())
+    return [name for name in STRUCTURES if name in found] + [name for name in found if name not in STRUCTURES]
+
+
 def summary(rows: pd.DataFrame, column: str, seed: int) -> dict[str, float]:
     """Of one training set's scores: mean and sd over frames (of each training seed, then averaged, as the paper gives
     them), the mean's `bootstrap_interval` low and high, seed_sd (sd of the seeds' means; NaN for one seed), and the
@@ -49,7 +60,7 @@ def summary(rows: pd.DataFrame, column: str, seed: int) -> dict[str, float]:
         "low": low,
         "high": high,
         "seed_sd": by_seed.mean().std(),
-        "frames": len(rows[["patient", "view", "phase"]].drop_duplicates()),
+        "frames": len(rows[frame_names(rows)].drop_duplicates()),
         "patients": rows["patient"].nunique(),
         "seeds": rows["seed"].nunique(),
     }
@@ -86,11 +97,11 @@ def differences(scores: pd.DataFrame, pairs: list[tuple[str, str]], seed: int) -
     if unknown := {name for pair in pairs for name in pair} - set(scores["train"]):
         raise ValueError(f"no scores of {', '.join(sorted(unknown))}: there are {', '.join(scores['train'].unique())}")
     raw = scores[scores["processing"] == "raw"]
-    frames = 100 * raw.groupby(["structure", "train", "patient", "view", "phase"])["dice"].mean().unstack("train")
+    frames = 100 * raw.groupby(["structure", "train", *frame_names(raw)])["dice"].mean().unstack("train")
     seeds = (100 * raw.groupby(["structure", "train", "seed"])["dice"].mean()).groupby(level=[0, 1])
-    variance = (seeds.var() / seeds.count()).unstack("train").reindex(list(STRUCTURES))
+    variance, structures = (seeds.var() / seeds.count()).unstack("train"), structures_of(scores)
     rows = []
-    for (train, reference), structure in product(pairs, STRUCTURES):
+    for (train, reference), structure in product(pairs, structures):
         both = frames[frames.index.get_level_values("structure") == structure][[train, reference]].dropna()
         found = both.to_numpy().any()  # by one of the two, in some frame
         gap = both[train] - both[reference] if found else pd.Series(dtype=float, index=both.index[:0])

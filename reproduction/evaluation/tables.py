@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 
 from echo.config import VIEW_PHASES
-from echo.labels import STRUCTURES
-from echo.resume import write_csv, write_text
+from echo.resume import read_csv, write_csv, write_text
 from reproduction import PAPER_RESULTS
 from reproduction.datasets.anatomy import QUALITIES
-from reproduction.evaluation.statistics import bland_altman, differences, summary
+from reproduction.evaluation.statistics import bland_altman, differences, frame_names, structures_of, summary
 
 # The main rows of the experiment, and what readers call them; other rows go by their own name.
 TRAIN_NAMES = {
@@ -21,8 +20,8 @@ TRAIN_NAMES = {
     "both": "real + synthetic",
     "finetuned": "synthetic, then real",
 }
-FRAME = ["train", "seed", "patient", "view", "phase", "quality"]
-DISTANCES = {"hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm"}
+FRAME = ["train", "seed", "patient", "view", "phase", "case", "condition", "quality"]  # a source has some of them
+DISTANCES = {"hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "hd95_px": "HD95, pixels", "assd_px": "ASSD, pixels"}
 VOLUMES = {"ef": "EF, points", "edv_ml": "EDV, mL", "esv_ml": "ESV, mL"}
 AGREEMENT = {  # measure: what a row's name calls it, format of its numbers
     "bias": ("bias", "+z.1f"),
@@ -58,14 +57,16 @@ def paper_results(source: str = "published abstract") -> pd.DataFrame:
     return table[table["source"] == source].set_index("structure").drop(columns="source")
 
 
-def published_columns() -> dict[str, dict[str, str]]:
-    """Table 1's columns that are not ours: the paper's mean ± sd, and the previous state of the art that its relative
-    gains imply."""
+def published_columns(structures: list[str]) -> dict[str, dict[str, str]]:
+    """Table 1's columns that are not ours, where it has the paper's structures: the paper's mean ± sd, and the previous
+    state of the art that its relative gains imply."""
     paper = paper_results()
+    if structures != list(paper.index):
+        return {}
     implied = paper["dice_mean"] / (1 + paper["relative_gain"] / 100)
     return {
-        "paper": {name: spread(paper.loc[name]) for name in STRUCTURES},
-        "previous (implied)": {name: f"{implied[name]:.1f}" for name in STRUCTURES},
+        "paper": {name: spread(paper.loc[name]) for name in structures},
+        "previous (implied)": {name: f"{implied[name]:.1f}" for name in structures},
     }
 
 
@@ -78,6 +79,8 @@ def prepared(scores: pd.DataFrame) -> pd.DataFrame:
     if "labelled" in scores:  # scores of earlier versions lack the column: there, every label was complete
         absent = ~scores.groupby("structure")["labelled"].transform("any")
         scores = scores.assign(dice=scores["dice"].mask(absent))
+    if "quality" not in scores:
+        return scores
     spelling = {quality.lower(): quality for quality in QUALITIES}
     known = {name: spelling.get(str(name).strip().lower(), str(name)) for name in scores["quality"].dropna().unique()}
     return scores.assign(quality=scores["quality"].map(known))
@@ -86,8 +89,9 @@ def prepared(scores: pd.DataFrame) -> pd.DataFrame:
 def dice_frames(scores: pd.DataFrame) -> pd.DataFrame:
     """A row for each frame, with the raw Dice in [0, 1] of each structure in a column, from tidy scores."""
     scores = prepared(scores)
-    raw = scores[scores["processing"] == "raw"].set_index([*FRAME, "structure"])["dice"]
-    return raw.unstack("structure", sort=False)[list(STRUCTURES)].reset_index().rename_axis(columns=None)
+    facts = [name for name in FRAME if name in scores.columns]
+    raw = scores[scores["processing"] == "raw"].set_index([*facts, "structure"])["dice"]
+    return raw.unstack("structure", sort=False)[structures_of(scores)].reset_index().rename_axis(columns=None)
 
 
 def dice_table(frames: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +104,8 @@ def dice_table(frames: pd.DataFrame) -> pd.DataFrame:
         Columns train, structure, seed, n_frames, dice_mean, dice_sd. A structure absent from both label and
         prediction is left out of mean and count.
     """
-    long = frames.melt(["train", "seed"], list(STRUCTURES), var_name="structure", value_name="dice")
+    structures = [name for name in frames.columns if name not in FRAME]
+    long = frames.melt(["train", "seed"], structures, var_name="structure", value_name="dice")
     groups = long.groupby(["train", "structure", "seed"], sort=False)["dice"]
     table = groups.agg(n_frames="count", dice_mean="mean", dice_sd="std").reset_index()
     table[["dice_mean", "dice_sd"]] = (100 * table[["dice_mean", "dice_sd"]]).round(4)
@@ -120,14 +125,13 @@ def all_rows(trains: pd.Series) -> dict[str, str]:
 def comparison(dice: pd.DataFrame) -> pd.DataFrame:
     """structure | paper | each main row | difference: mean ± sd in %, means over segmenter seeds.
 
-    The difference is ours, synthetic-only less real-only, in Dice points; a dash where one is missing. The paper
-    published no real-only row.
+    The difference is ours, synthetic-only less real-only, in Dice points; a dash where one is missing.
     """
     ours = dice.groupby(["structure", "train"])[["dice_mean", "dice_sd"]].mean()
-    paper, means = paper_results(), ours["dice_mean"].unstack("train").reindex(columns=list(TRAIN_NAMES))
-    rows = []
-    for structure in STRUCTURES:
-        row = {"structure": structure, "paper": spread(paper.loc[structure])}
+    means, structures = ours["dice_mean"].unstack("train").reindex(columns=list(TRAIN_NAMES)), structures_of(dice)
+    paper, rows = published_columns(structures).get("paper"), []
+    for structure in structures:
+        row = {"structure": structure} | ({"paper": paper[structure]} if paper else {})
         row |= {TRAIN_NAMES[train]: spread(ours.loc[structure, train]) for train in main_rows(dice["train"])}
         gap = means.loc[structure, "synthetic"] - means.loc[structure, "real"]
         rows.append(row | {"difference": NONE if np.isnan(gap) else f"{gap:+.1f}"})
@@ -137,7 +141,7 @@ def comparison(dice: pd.DataFrame) -> pd.DataFrame:
 def ratios(dice: pd.DataFrame) -> dict[str, float]:
     """Synthetic-only Dice as a fraction of real-only, for each structure that is there."""
     means = dice.groupby(["structure", "train"])["dice_mean"].mean().unstack()
-    fractions = (means["synthetic"] / means["real"]).reindex(list(STRUCTURES)).dropna()
+    fractions = (means["synthetic"] / means["real"]).reindex(structures_of(dice)).dropna()
     return {name: round(float(value), 3) for name, value in fractions.items()}
 
 
@@ -153,30 +157,33 @@ def in_order(values: set, known: Iterable) -> list:
     return [value for value in known if value in values] + sorted(values - set(known))
 
 
-def table_rows(number: int, scores: pd.DataFrame) -> dict[str, Row]:
-    """The rows of a table by name.
+def table_rows(number: int, scores: pd.DataFrame, volumes: pd.DataFrame) -> dict[str, Row]:
+    """The rows of a table by name; what a source has not has none.
 
-    1: Dice. 2: Dice by view and phase, and by image quality, of those that the `prepared` scores have. 3: distances in
-    mm, raw and after keeping the largest component; missing structures; agreement of ejection fraction and volumes with
-    those of the expert's labels.
+    1: Dice. 2: Dice by view and phase, or condition, and by image quality. 3: distances in mm or pixels, raw and after
+    keeping the largest component; missing structures; agreement of ejection fraction and volumes with the expert's.
     """
-    raw = {name: {"structure": name, "processing": "raw"} for name in STRUCTURES}
+    raw = {name: {"structure": name, "processing": "raw"} for name in structures_of(scores)}
+    distances = {column: title for column, title in DISTANCES.items() if column in scores}
     if number == 1:
         return {name: Row(selection, "dice", "mean", ".1f", 100) for name, selection in raw.items()}
     if number == 2:
-        pairs = set(zip(scores["view"], scores["phase"], strict=True))
+        has = scores.reindex(columns=["view", "phase", "condition", "quality"])
+        pairs = set(has[["view", "phase"]].dropna().itertuples(index=False, name=None))
         groups = {f"{v} {phase}": {"view": v, "phase": phase} for v, phase in in_order(pairs, VIEW_PHASES)}
-        groups |= {name: {"quality": name} for name in in_order(set(scores["quality"].dropna()), QUALITIES)}
-        return {f"{n}, {g}": Row(raw[n] | groups[g], "dice", "mean", ".1f", 100) for n in STRUCTURES for g in groups}
+        for column, known in (("condition", ()), ("quality", QUALITIES)):
+            groups |= {name: {column: name} for name in in_order(set(has[column].dropna()), known)}
+        return {f"{n}, {g}": Row(raw[n] | groups[g], "dice", "mean", ".1f", 100) for n in raw for g in groups}
     if number == 3:
         rows, kept = {}, {"processing": "largest component"}
         for name, selection in raw.items():
             for title, processing in (("", {}), (", largest component", kept)):
-                for column, distance in DISTANCES.items():
+                for column, distance in distances.items():
                     rows[f"{name}, {distance}{title}"] = Row(selection | processing, column, "mean", ".2f")
-            rows[f"{name}, missing"] = Row(selection, "hd95_mm", "missing", "d")
+            rows[f"{name}, missing"] = Row(selection, next(iter(distances)), "missing", "d")
         for column, title in VOLUMES.items():
-            rows |= {f"{title}, {name}": Row({}, column, m, form) for m, (name, form) in AGREEMENT.items()}
+            found = AGREEMENT.items() if column in volumes else ()
+            rows |= {f"{title}, {name}": Row({}, column, m, form) for m, (name, form) in found}
         return rows
     raise ValueError(f"there is no table {number}: choose 1, 2 or 3")
 
@@ -230,8 +237,8 @@ def table(number: int, scores: pd.DataFrame, volumes: pd.DataFrame, seed: int) -
         scores, volumes: as `segmentation.score` returns them, with the columns train and seed.
         seed: of the bootstrap.
     """
-    columns, scores = published_columns() if number == 1 else {}, prepared(scores)
-    rows = table_rows(number, scores)
+    scores = prepared(scores)
+    rows, columns = table_rows(number, scores, volumes), published_columns(structures_of(scores)) if number == 1 else {}
     for train, title in all_rows(scores["train"]).items():
         columns[title] = {name: cell(row, select(row, train, scores, volumes), seed) for name, row in rows.items()}
     return pd.DataFrame(columns).rename_axis(["structure", "structure and frames", "measure"][number - 1])
@@ -262,14 +269,17 @@ def difference_table(scores: pd.DataFrame, seed: int, pairs: list[tuple[str, str
 def mean_dice(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean raw Dice over frames, in %: a row for each training set, a column for each structure, and how many seeds."""
     raw = prepared(scores[scores["processing"] == "raw"])
-    means = 100 * raw.groupby(["train", "structure"], sort=False)["dice"].mean().unstack("structure")[list(STRUCTURES)]
+    means = (
+        100 * raw.groupby(["train", "structure"], sort=False)["dice"].mean().unstack("structure")[structures_of(raw)]
+    )
     return means.assign(seeds=raw.groupby("train")["seed"].nunique())
 
 
 def against_paper(scores: pd.DataFrame, train: str = "synthetic") -> pd.DataFrame:
     """A training set's mean Dice beside the paper's, in %: paper, ours, difference for each structure."""
-    ours, paper = mean_dice(scores).loc[train, list(STRUCTURES)], paper_results()["dice_mean"]
-    table = pd.DataFrame({"paper": paper, "ours": ours.astype(float)}).loc[list(STRUCTURES)]
+    paper = paper_results()["dice_mean"]
+    ours = mean_dice(scores).loc[train, list(paper.index)]
+    table = pd.DataFrame({"paper": paper, "ours": ours.astype(float)}).loc[list(paper.index)]
     return table.assign(difference=table["ours"] - table["paper"]).rename_axis("mean Dice, %")
 
 
@@ -282,7 +292,7 @@ def typical_frames(scores: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
     """The (patient, view, phase) of the worst, the median and the best frame by mean raw Dice, each by its title with
     that Dice in %; fewer when there are fewer frames."""
     raw = scores[scores["processing"] == "raw"]
-    order = raw.groupby(["patient", "view", "phase"])["dice"].mean().dropna().sort_values()
+    order = raw.groupby(frame_names(raw))["dice"].mean().dropna().sort_values()
     places = {"best": len(order) - 1, "median": len(order) // 2, "worst": 0}
     chosen = {place: name for name, place in places.items() if len(order)}  # of one frame, the worst alone
     return {
@@ -316,7 +326,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def write_scores(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path) -> None:
     """Write `scores.csv`, `volumes.csv` and, from the scores, `dice_frames.csv`, all rounded."""
-    scores = scores.round({"dice": 5, "hd95_mm": 3, "assd_mm": 3})
+    scores = scores.round({"dice": 5} | dict.fromkeys(DISTANCES, 3))
     for name, table in (("scores", scores), ("volumes", volumes.round(3)), ("dice_frames", dice_frames(scores))):
         write_csv(folder / f"{name}.csv", table)
 
@@ -328,9 +338,9 @@ def write_tables(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path, seed
     `comparison.md`. Tables are made of the files, whose scores are rounded, so they can be made again from them.
     """
     write_scores(scores, volumes, folder)
-    scores, volumes, frames = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "volumes", "dice_frames"))
+    scores, volumes, frames = (read_csv(folder / f"{name}.csv") for name in ("scores", "volumes", "dice_frames"))
     dice = dice_table(frames)
-    named = {f"table_{n}": table(n, scores, volumes, seed) for n in (1, 2, 3)}
+    named = {f"table_{n}": made for n in (1, 2, 3) if len(made := table(n, scores, volumes, seed))}
     named["differences"] = difference_table(scores, seed)
     files = {"dice.csv": dice.to_csv(index=False), "comparison.md": markdown(comparison(dice)) + "\n"}
     for name, made in named.items():

@@ -9,9 +9,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from echo.labels import STRUCTURES
+from reproduction.evaluation.statistics import frame_names, structures_of
 from reproduction.evaluation.tables import TRAIN_NAMES, VOLUMES, agreement, main_rows, paper_results
-from reproduction.plots.echoes import COLOURS, show
+from reproduction.plots.echoes import colours, show
 
 TRAIN_COLOURS = {
     "real-only": "#7F7F7F",
@@ -116,7 +116,7 @@ def segmenter_curves(logs: dict[str, pd.DataFrame]) -> Figure:
     """Validation Dice of each structure over the training of each segmenter ("real-only", ...)."""
     figure, axes = plt.subplots(1, len(logs), figsize=(2.7 * len(logs) + 0.6, 2.8), sharey=True, layout="constrained")
     for ax, (name, log) in zip(np.atleast_1d(axes), logs.items(), strict=True):
-        for structure, colour in COLOURS.items():
+        for structure, colour in colours(log.columns.drop(["step", "loss", "mean"], errors="ignore")).items():
             ax.plot(log["step"], log[structure], color=colour, label=structure)
         best = log.loc[log["mean"].idxmax(), "step"]
         ax.axvline(best, color="black", linewidth=0.8, linestyle=":")
@@ -136,26 +136,27 @@ def dice_boxes(scores: pd.DataFrame) -> Figure:
         scores: tidy, as `tables.table` takes them.
     """
     raw, rows = scores[scores["processing"] == "raw"], main_rows(scores["train"])
-    dice = 100 * raw.groupby(["structure", "train", "patient", "view", "phase"])["dice"].mean().dropna()
+    structures, paper = structures_of(raw), paper_results()["dice_mean"]
+    dice = 100 * raw.groupby(["structure", "train", *frame_names(raw)])["dice"].mean().dropna()
     low = max(0, np.floor(dice.loc[:, rows].quantile(0.005) / 5) * 5 - 5)
     figure, ax = plt.subplots(figsize=(4 + 1.1 * len(rows), 3.6), layout="constrained")
     names, width = [TRAIN_NAMES[row] for row in rows], 0.84 / len(rows)
-    order = {"order": STRUCTURES, "hue_order": names, "palette": TRAIN_COLOURS}
+    order = {"order": structures, "hue_order": names, "palette": TRAIN_COLOURS}
     table = dice.reset_index().assign(name=lambda frames: frames["train"].map(TRAIN_NAMES))
     sns.boxplot(
         table, x="structure", y="dice", hue="name", **order, width=0.84, gap=0.25, showfliers=False, fill=False, ax=ax
     )
-    for (k, structure), (i, row) in product(enumerate(STRUCTURES), enumerate(rows)):
+    for (k, structure), (i, row) in product(enumerate(structures), enumerate(rows)):
         values, place = dice[structure, row].to_numpy(), k + (i + 0.5) * width - 0.42
         # Spread by the golden ratio: as even as random, and the same every time.
         jitter = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.7 * width
         ax.scatter(place + jitter, values, s=3, color=TRAIN_COLOURS[names[i]], alpha=0.4, linewidth=0)
         if below := int((values < low).sum()):
             ax.annotate(f"↓{below}", (place, low), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-    for k, structure in enumerate(STRUCTURES):
+    for k, structure in enumerate(structures if structures == list(paper.index) else ()):
         label = "paper, synthetic-only (mean)" if k == 0 else None
-        ax.plot([k - 0.46, k + 0.46], 2 * [paper_results().loc[structure, "dice_mean"]], "k--", lw=1.2, label=label)
-    ax.set(xlabel="", ylabel="Dice on test frames, %", ylim=(low, 100), xlim=(-0.5, len(STRUCTURES) - 0.5))
+        ax.plot([k - 0.46, k + 0.46], 2 * [paper[structure]], "k--", lw=1.2, label=label)
+    ax.set(xlabel="", ylabel="Dice on test frames, %", ylim=(low, 100), xlim=(-0.5, len(structures) - 0.5))
     ax.get_legend().remove()
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     sns.despine(ax=ax)
@@ -197,9 +198,11 @@ def scaling(dice: pd.DataFrame, x_label: str) -> Figure:
         dice: columns structure, train (the series), x, seed, dice in [0, 1].
         x_label: what x is, with its unit.
     """
-    figure, axes = plt.subplots(1, len(STRUCTURES), figsize=(10, 3.2), layout="constrained")
+    structures = structures_of(dice)
+    figure, axes = plt.subplots(1, len(structures), figsize=(10, 3.2), layout="constrained", squeeze=False)
+    axes = axes[0]
     places = sorted(dice["x"].unique())
-    for ax, structure in zip(axes, STRUCTURES, strict=True):
+    for ax, structure in zip(axes, structures, strict=True):
         series = dice[dice["structure"] == structure].groupby("train", sort=False)
         for (name, rows), colour, marker in zip(series, sns.color_palette("colorblind"), "os^Dv", strict=False):
             ax.plot(rows["x"], 100 * rows["dice"], marker, color=colour, markersize=4, alpha=0.5, linewidth=0)

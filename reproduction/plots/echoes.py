@@ -1,6 +1,7 @@
 """Figures made of echoes and label maps, one function each, returning the matplotlib Figure; one colour a structure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,14 +13,21 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from echo.augment import shape_statistics
-from echo.config import VIEW_PHASES
-from echo.labels import STRUCTURES, to_camus
+from echo.frames import Frames
+from echo.labels import CAMUS, HEART, Classes, to_camus
 from echo.resume import atomic
 from reproduction.evaluation.images import nearest_distances
 
-# Okabe and Ito's palette, safe for colour-blind readers.
-COLOURS = {"LV endo": "#56B4E9", "LV epi": "#E69F00", "LA": "#CC79A7"}
-SDM_COLOURS = ListedColormap(["black", COLOURS["LV endo"], "#4D4D4D", COLOURS["LV epi"], COLOURS["LA"]])
+# Okabe and Ito's palette, safe for colour-blind readers: of the classes, and of the structures, in their order.
+PALETTE = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00")
+
+
+def colours(structures: Iterable[str]) -> dict[str, str]:
+    """A colour for each structure."""
+    return dict(zip(structures, cycle(PALETTE)))
+
+
+COLOURS = colours(CAMUS.structures)
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
@@ -37,23 +45,27 @@ def show(ax: Axes, image: NDArray, title: str = "", **options) -> None:
     ax.set_title(title, fontsize=9)
 
 
-def show_labels(ax: Axes, sdm_label: NDArray[np.uint8], title: str = "") -> None:
-    """An SDM label map (H, W) in the structures' colours."""
-    show(ax, sdm_label, title, cmap=SDM_COLOURS, vmin=0, vmax=4, interpolation="nearest")
+def show_labels(ax: Axes, sdm_label: NDArray[np.uint8], title: str = "", classes: Classes = CAMUS) -> None:
+    """An SDM label map (H, W) in its classes' colours; black is the background or outside, grey is tissue."""
+    own = colours(classes.names[1:])
+    palette = [own.get(name, "#4D4D4D" if name == "tissue" else "black") for name in classes.sdm_names]
+    options = {"cmap": ListedColormap(palette), "vmin": 0, "vmax": len(palette) - 1, "interpolation": "nearest"}
+    show(ax, sdm_label, title, **options)
 
 
-def draw_contours(ax: Axes, label: NDArray[np.uint8], **style) -> None:
-    """Contours of the three structures of a CAMUS label map (H, W)."""
-    for name, classes in STRUCTURES.items():
-        mask = np.isin(label, classes)
+def draw_contours(ax: Axes, label: NDArray[np.uint8], classes: Classes = CAMUS, **style) -> None:
+    """Contours of each structure of a label map (H, W) in the source's classes."""
+    for members, colour in zip(classes.structures.values(), cycle(PALETTE)):
+        mask = np.isin(label, members)
         if mask.any():
-            ax.contour(mask, [0.5], colors=COLOURS[name], linewidths=1.2, **style)
+            ax.contour(mask, [0.5], colors=colour, linewidths=1.2, **style)
 
 
-def structure_legend(figure: Figure) -> None:
+def structure_legend(figure: Figure, classes: Classes = CAMUS) -> None:
     """The structures' colours, below the figure."""
-    names = {"LV epi": "LV epi (in label maps: the wall)"}
-    handles = [Line2D([], [], color=colour, label=names.get(name, name)) for name, colour in COLOURS.items()]
+    names = {"LV epi": "LV epi (in label maps: the wall)"} if classes.anatomy == HEART else {}
+    found = colours(classes.structures).items()
+    handles = [Line2D([], [], color=colour, label=names.get(name, name)) for name, colour in found]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
@@ -63,27 +75,31 @@ def name_rows(axes: NDArray, *names: str) -> None:
         ax.text(-0.06, 0.5, name, rotation=90, ha="right", va="center", transform=ax.transAxes, fontsize=9)
 
 
-def example_views(frames, rows: list[int]) -> Figure:
-    """Image, label map and contours for some frames (`echo.frames.Frames`), a column each."""
+def example_views(frames: Frames, rows: list[int]) -> Figure:
+    """Image, label map and contours for some frames, a column each."""
     figure, axes = plt.subplots(3, len(rows), figsize=(2 * len(rows), 6.4), layout="constrained")
     for column, row in zip(axes.T, rows, strict=True):
-        facts = frames.index.iloc[row]
-        show(column[0], frames.images[row], f"{facts['view']} {facts['phase']}")
-        show_labels(column[1], frames.sdm_labels[row])
+        show(column[0], frames.images[row], frames.titles[row])
+        show_labels(column[1], frames.sdm_labels[row], classes=frames.classes)
         show(column[2], frames.images[row])
-        draw_contours(column[2], frames.labels[row])
-    structure_legend(figure)
+        draw_contours(column[2], frames.labels[row], frames.classes)
+    structure_legend(figure, frames.classes)
     return figure
 
 
-def frame_views(frames, row: int) -> Figure:
-    """Echo, label map and contours of one frame (`echo.frames.Frames`), with what its label map measures."""
-    facts, label = frames.index.iloc[row], frames.labels[row]
+def frame_views(frames: Frames, row: int) -> Figure:
+    """Echo, label map and contours of one frame, with what its label map measures."""
+    facts, label, classes = frames.index.iloc[row], frames.labels[row], frames.classes
     figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.4), layout="constrained")
-    show(axes[0], frames.images[row], "echo")
-    show_labels(axes[1], frames.sdm_labels[row], "label map")
+    show(axes[0], frames.images[row], "echo" if classes.sector else "image")
+    show_labels(axes[1], frames.sdm_labels[row], "label map", classes)
     show(axes[2], frames.images[row], "contours")
-    draw_contours(axes[2], label)
+    draw_contours(axes[2], label, classes)
+    structure_legend(figure, classes)
+    if classes.anatomy != HEART:
+        shares = [f"{name} {100 * np.isin(label, k).mean():.1f} %" for name, k in classes.structures.items()]
+        figure.suptitle(f"{facts['case']} {frames.titles[row]}: {', '.join(shares)} of the image", fontsize=9)
+        return figure
     size = shape_statistics(label, (facts["spacing_row_mm"], facts["spacing_col_mm"]))
     cm2 = {"cavity": size["LV endo area"], "wall": size["LV myo area"], "atrium": size["LA area"]}
     areas = ", ".join(f"{name} {area / 100:.1f} cm²" for name, area in cm2.items())
@@ -91,42 +107,47 @@ def frame_views(frames, row: int) -> Figure:
         f"{facts['patient']}, {facts['view']} {facts['phase']}: {areas}; wall {size['wall thickness']:.1f} mm thick",
         fontsize=9,
     )
-    structure_legend(figure)
     return figure
 
 
-def augmented_maps(sources: NDArray[np.uint8], augmented: NDArray[np.uint8]) -> Figure:
+def augmented_maps(sources: NDArray[np.uint8], augmented: NDArray[np.uint8], classes: Classes = CAMUS) -> Figure:
     """SDM label maps of real patients (n, H, W) above augmented versions of them."""
     n = len(sources)
     figure, axes = plt.subplots(2, n, figsize=(1.5 * n, 3.2), layout="constrained")
     for column, source, new in zip(axes.T, sources, augmented, strict=True):
-        show_labels(column[0], source)
-        show_labels(column[1], new)
+        show_labels(column[0], source, classes=classes)
+        show_labels(column[1], new, classes=classes)
     axes[0, 0].set_title("real label map", fontsize=9)
     axes[1, 0].set_title("augmented", fontsize=9)
-    structure_legend(figure)
+    structure_legend(figure, classes)
     return figure
 
 
 def label_edits(
-    names: list[str], sdm_labels: NDArray[np.uint8], images: NDArray[np.uint8], predictions: NDArray[np.uint8]
+    names: list[str],
+    sdm_labels: NDArray[np.uint8],
+    images: NDArray[np.uint8],
+    predictions: NDArray[np.uint8],
+    classes: Classes = CAMUS,
 ) -> Figure:
     """Label maps (n, S, S), a column each; the echoes painted for them; and on these the contours of the label map
-    (dotted) and of what a segmenter finds (CAMUS classes, solid)."""
+    (dotted) and of what a segmenter finds (the source's classes, solid)."""
     n = len(names)
     figure, axes = plt.subplots(3, n, figsize=(1.7 * n + 0.2, 5.6), layout="constrained", squeeze=False)
     for column, name, sdm_label, image, found in zip(axes.T, names, sdm_labels, images, predictions, strict=True):
-        show_labels(column[0], sdm_label, name)
+        show_labels(column[0], sdm_label, name, classes)
         show(column[1], image)
         show(column[2], image)
-        draw_contours(column[2], to_camus(sdm_label), linestyles=":")
-        draw_contours(column[2], found)
+        draw_contours(column[2], to_camus(sdm_label, classes), classes, linestyles=":")
+        draw_contours(column[2], found, classes)
     name_rows(axes, "label map", "painted", "contours")
-    structure_legend(figure)
+    structure_legend(figure, classes)
     return figure
 
 
-def denoising(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], columns: int = 8) -> Figure:
+def denoising(
+    x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], classes: Classes = CAMUS, columns: int = 8
+) -> Figure:
     """Some of a sampler's steps, evenly spread, each a column: x_t after it, and x_0 as the network saw it there.
 
     Args:
@@ -138,36 +159,37 @@ def denoising(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], columns:
     for column, k in zip(axes.T, steps, strict=True):
         show(column[0], x_t[k], f"step {k + 1}", vmin=-1, vmax=1)
         show(column[1], x_0[k], vmin=-1, vmax=1)
-        draw_contours(column[1], to_camus(sdm_label), linestyles=":")
+        draw_contours(column[1], to_camus(sdm_label, classes), classes, linestyles=":")
     name_rows(axes, r"$\mathbf{x}_t$", r"$\hat{\mathbf{x}}_0$")
-    structure_legend(figure)
+    structure_legend(figure, classes)
     return figure
 
 
-def denoising_step(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], title: str) -> Figure:
+def denoising_step(
+    x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], title: str, classes: Classes = CAMUS
+) -> Figure:
     """One step of `denoising`, large, beside the label map; arrays (H, W)."""
     figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.4), layout="constrained")
     show(axes[0], x_t, r"$\mathbf{x}_t$, what the sampler has", vmin=-1, vmax=1)
     show(axes[1], x_0, r"$\hat{\mathbf{x}}_0$, where the network is heading", vmin=-1, vmax=1)
-    draw_contours(axes[1], to_camus(sdm_label), linestyles=":")
-    show_labels(axes[2], sdm_label, r"$\mathbf{y}$, the label map")
+    draw_contours(axes[1], to_camus(sdm_label, classes), classes, linestyles=":")
+    show_labels(axes[2], sdm_label, r"$\mathbf{y}$, the label map", classes)
     figure.suptitle(title, fontsize=10)
-    structure_legend(figure)
+    structure_legend(figure, classes)
     return figure
 
 
-def real_beside_synthetic(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], frames) -> Figure:
+def real_beside_synthetic(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], frames: Frames) -> Figure:
     """For the same label maps: label map, the real echo, and the echo painted from noise; n columns."""
     n = len(real)
     figure, axes = plt.subplots(3, n, figsize=(1.6 * n, 5.2), layout="constrained")
     for k, column in enumerate(axes.T):
-        facts = frames.index.iloc[k]
-        show_labels(column[0], frames.sdm_labels[k], f"{facts['view']} {facts['phase']}")
+        show_labels(column[0], frames.sdm_labels[k], frames.titles[k], frames.classes)
         for ax, image in zip(column[1:], (real[k], synthetic[k]), strict=True):
             show(ax, image)
-            draw_contours(ax, frames.labels[k], linestyles=":")
+            draw_contours(ax, frames.labels[k], frames.classes, linestyles=":")
     name_rows(axes, "label map", "real", "synthetic")
-    structure_legend(figure)
+    structure_legend(figure, frames.classes)
     return figure
 
 
@@ -197,21 +219,29 @@ def blind_pairs(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], real_left
     return figure
 
 
-def synthetic_grid(synthetic, columns: int = 6) -> Figure:
-    """Label maps and the synthetic echoes painted for them, `columns` of each view and phase (Frames)."""
-    figure, axes = plt.subplots(8, columns, figsize=(1.35 * columns, 11.6), layout="constrained")
-    for k, (view, phase) in enumerate(VIEW_PHASES):
+def synthetic_grid(synthetic: Frames, columns: int = 6) -> Figure:
+    """Label maps and the synthetic echoes painted for them, `columns` of each condition (such as a view and phase)."""
+    conditions = synthetic.classes.conditions or ("",)
+    figsize = (1.35 * columns, 2.9 * len(conditions))
+    figure, axes = plt.subplots(2 * len(conditions), columns, figsize=figsize, layout="constrained", squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for k, condition in enumerate(conditions):
         rows = np.flatnonzero(synthetic.index["class_label"] == k)[:columns]
         for column, row in enumerate(rows):
-            show_labels(axes[2 * k, column], synthetic.sdm_labels[row])
+            show_labels(axes[2 * k, column], synthetic.sdm_labels[row], classes=synthetic.classes)
             show(axes[2 * k + 1, column], synthetic.images[row])
-        axes[2 * k, 0].set_title(f"{view} {phase}", fontsize=9, loc="left")
-    structure_legend(figure)
+        axes[2 * k, 0].set_title(condition, fontsize=9, loc="left")
+    structure_legend(figure, synthetic.classes)
     return figure
 
 
 def segmentations(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], predictions: NDArray[np.uint8], titles: Sequence[str] = ()
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    predictions: NDArray[np.uint8],
+    titles: Sequence[str] = (),
+    classes: Classes = CAMUS,
 ) -> Figure:
     """Echoes (n, H, W), six a row at most, with the label's contours (dotted) and the prediction's (solid)."""
     rows = -(-len(images) // 6)
@@ -224,9 +254,22 @@ def segmentations(
     titles = titles or [""] * len(images)
     for ax, image, label, prediction, title in zip(axes.flat, images, labels, predictions, titles, strict=False):
         show(ax, image, title)
-        draw_contours(ax, label, linestyles=":")
-        draw_contours(ax, prediction)
-    structure_legend(figure)
+        draw_contours(ax, label, classes, linestyles=":")
+        draw_contours(ax, prediction, classes)
+    structure_legend(figure, classes)
+    return figure
+
+
+def contact_sheet(frames: Sequence, titles: Sequence[str], classes: Classes) -> Figure:
+    """Frames of any source (with `image` and `label`, of any size), eight a row, with their labels' contours."""
+    rows = -(-len(frames) // 8)
+    figure, axes = plt.subplots(rows, 8, figsize=(12, 1.75 * rows + 0.4), layout="constrained", squeeze=False)
+    for ax in axes.flat[len(frames) :]:
+        ax.set_axis_off()
+    for ax, frame, title in zip(axes.flat, frames, titles, strict=False):
+        show(ax, frame.image, title)
+        draw_contours(ax, frame.label, classes)
+    structure_legend(figure, classes)
     return figure
 
 

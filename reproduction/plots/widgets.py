@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from echo.config import PHASES, VIEWS
+from echo.frames import Frames
+from echo.labels import CAMUS, Classes
 from reproduction.plots import echoes
 
 try:
@@ -51,13 +53,13 @@ def show(widget, figure: Figure) -> None:
     display(bundle, raw=True)
 
 
-def denoising(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8]):
+def denoising(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], classes: Classes = CAMUS):
     """A slider over the steps of a sampler, with a play button; for `echoes.denoising`, whose arguments these are."""
     if ipywidgets is None:
         return None
     n = len(x_t)
     steps = [
-        _png(echoes.denoising_step(x, guess, sdm_label, f"step {k} of {n}"))
+        _png(echoes.denoising_step(x, guess, sdm_label, f"step {k} of {n}", classes))
         for k, (x, guess) in enumerate(zip(x_t, x_0, strict=True), 1)
     ]
     picture = _picture(steps[0])
@@ -72,27 +74,29 @@ def denoising(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8]):
     return ipywidgets.VBox([ipywidgets.HBox([play, slider]), picture])
 
 
-def browse(frames):
-    """Choose patient, view and phase, and see that frame of `echo.frames.Frames`; for `echoes.frame_views`."""
+def browse(frames: Frames):
+    """Choose a frame by patient, view and phase, or by its case, and see it; for `echoes.frame_views`."""
     if ipywidgets is None:
         return None
-    keys = list(frames.index[["patient", "view", "phase"]].itertuples(index=False, name=None))
-    patient = ipywidgets.Dropdown(options=list(dict.fromkeys(k[0] for k in keys)), description="patient")
-    view, phase = (
-        ipywidgets.ToggleButtons(options=options, style={"button_width": "4em"}) for options in (VIEWS, PHASES)
-    )
+    names = ["patient", "view", "phase"] if "view" in frames.index else ["case"]
+    keys = list(frames.index[names].itertuples(index=False, name=None))
+    chosen = ipywidgets.Dropdown(options=list(dict.fromkeys(k[0] for k in keys)), description=names[0])
+    toggles = [
+        ipywidgets.ToggleButtons(options=options, style={"button_width": "4em"})
+        for options in (VIEWS, PHASES)[: len(names) - 1]
+    ]
     picture, message = _picture(b""), ipywidgets.HTML()
 
     def draw(_change=None) -> None:
-        key = patient.value, view.value, phase.value
+        key = chosen.value, *(toggle.value for toggle in toggles)
         message.value = "" if key in keys else escape(f"{' '.join(key)}: no such frame")
         if key in keys:
             picture.value = _png(echoes.frame_views(frames, keys.index(key)))
 
     draw()
-    for control in (patient, view, phase):
+    for control in (chosen, *toggles):
         control.observe(draw, "value")
-    return ipywidgets.VBox([ipywidgets.HBox([patient, view, phase]), message, picture])
+    return ipywidgets.VBox([ipywidgets.HBox([chosen, *toggles]), message, picture])
 
 
 def shuffled_sides(n: int, seed: int) -> NDArray[np.bool_]:

@@ -9,10 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from echo.resume import DamagedFile, digest, read_json, write_json
-from reproduction.datasets.camus import Camus
+from reproduction.datasets.prepare import Source
 
 FRESH = "ECHO_FRESH"  # --fresh sets it, and the kernels of notebooks and the ranks of a training inherit it
 SKIP_BAD = "ECHO_SKIP_BAD"  # and --skip-bad this
+PATIENTS = "ECHO_PATIENTS"  # and --patient-pattern this
 
 
 READ = re.compile(r"_[24]CH_E[DS](_gt)?\.(nii(\.gz)?|mhd|z?raw)")
@@ -61,13 +62,16 @@ def is_made_from(folder: Path, inputs: dict, old: Callable[[], str]) -> bool:
     return held == (old() if readable is None else digest(inputs))
 
 
-def digest_of_splits(raw: Camus, *splits: str) -> str:
+def digest_of_splits(raw: Source, *splits: str) -> str:
     """Identifies what is read of these splits' patients: their frames and labels, in the order of the lists, and the
-    quality and ejection fraction of their cfg. Other text in these files changes nothing.
+    quality and ejection fraction of their cfg. Other text in these files changes nothing. (Of CAMUS's layout; datasets
+    of nnU-Net's have a digest of their own.)
 
     Raises:
         CamusError: for a split that is not defined.
     """
+    if raw.source != "camus":
+        return raw.digest(*splits)
     found = []
     for split in splits:
         for patient in raw.patients(split):

@@ -149,12 +149,14 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
     """
     need_checkout()
     opened = open_run(profile, data, run, seed, recompute=True)
-    if opened.data != "phantom":
-        opened.open_data()  # a wrong path fails before any notebook starts
+    tests_labelled = opened.data == "phantom" or opened.open_data().tests_labelled  # a wrong path fails at once
     # The kernel inherits these: progress as text, which papermill passes on to this terminal.
     os.environ |= {"ECHO_TEXT_PROGRESS": "1", "TQDM_MININTERVAL": "2"}
     with one_command(opened):
         for name in [only] if only else [stage.name for stage in STAGES.values() if stage.reproduced]:
+            if STAGES[name].scores_test and not tests_labelled:
+                print(f"== {name}: skipped, the test cases have no labels", flush=True)
+                continue
             run_notebook(opened, name)
     return opened.root
 

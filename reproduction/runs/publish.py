@@ -16,6 +16,7 @@ from reproduction.runs.run import run_of_set
 from reproduction.runs.table import PIPELINE, STAGES
 from reproduction.synthesis import generate, synthetic_set
 
+PUBLIC_DOMAIN = ("CC0", "PUBLIC DOMAIN", "PDDL")
 WITHOUT_FRAMES = (  # figures that show no real frame
     "synthetic_grid",
     "map_echo_contours",
@@ -28,8 +29,11 @@ WITHOUT_FRAMES = (  # figures that show no real frame
 
 def summary(root: Path) -> str:
     """The Dice table of a finished run, and where its figures and notebooks are."""
-    comparison = tables.comparison(read_csv(root / STAGES["tables"].folder / "dice.csv"))
-    lines = [f"Dice on the test patients of {root.name}, %, mean ± sd over frames:", comparison.to_string(), ""]
+    dice = root / STAGES["tables"].folder / "dice.csv"
+    lines = [f"{root.name}: no Dice table, the test cases have no labels", ""]
+    if dice.exists():
+        table = tables.comparison(read_csv(dice)).to_string()
+        lines = [f"Dice on the test patients of {root.name}, %, mean ± sd over frames:", table, ""]
     left_out = {fault["patient"] for fault in (read_manifest(root)["data"] or {}).get("left_out", [])}
     if left_out:
         lines.append(f"Left out for faults in their files: {', '.join(sorted(left_out))}\n")
@@ -37,25 +41,32 @@ def summary(root: Path) -> str:
     return "\n".join(lines + [f"  {path}" for path in files])
 
 
+def is_free(data: dict) -> bool:
+    """Whether a dataset says of itself that it is in the public domain."""
+    return (data.get("licence") or data.get("license") or "").upper().startswith(PUBLIC_DOMAIN)
+
+
 def published_files(root: Path) -> dict[Path, Path]:
     """The small, committable files of a run, each with its place in `results/` or `figures/`.
 
-    That is tables, logs, manifest; and, for the phantom, figures and the weights that the notebooks load. Of a run on
-    CAMUS neither weights nor a figure that holds a real frame leaves the run folder.
+    That is tables, logs, manifest; and, for the phantom and for data in the public domain, figures and the weights that
+    the notebooks load. Of a run on CAMUS neither weights nor a figure that holds a real frame leaves the run folder.
     """
     manifest, target = read_manifest(root), RESULTS / root.name
-    phantom = (manifest["data"] or {}).get("source") == "phantom"
+    data = manifest["data"] or {}
+    phantom = data.get("source") == "phantom"
+    free = phantom or is_free(data)
     copies = {root / "manifest.json": target / "manifest.json"}
     for stage in STAGES.values():
         folder = root / stage.folder
         place = target if stage.name == "tables" else target / stage.folder
-        for pattern in (*stage.publishes, *(stage.weights if phantom else ())):
+        for pattern in (*stage.publishes, *(stage.weights if free else ())):
             found = folder.glob(pattern.format(seed=manifest["seed"]))
             copies |= {path: place / path.relative_to(folder) for path in found if ".old-" not in str(path)}
     for path in root.glob("figures/*.*"):
         if phantom:
             copies[path] = FIGURES / path.name
-        elif path.stem in WITHOUT_FRAMES:
+        elif free or path.stem in WITHOUT_FRAMES:
             copies[path] = FIGURES / f"{root.name}_{path.name}"
     return copies
 

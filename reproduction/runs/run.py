@@ -1,5 +1,6 @@
 """A run: its folder, and what a notebook reads from it and keeps in it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,12 +14,13 @@ from matplotlib.figure import Figure
 from echo.config import Profile, get_profile
 from echo.device import launched
 from echo.frames import Frames
+from echo.labels import Classes
 from echo.resume import DamagedFile, digest, read_csv, read_json, write_json
 from reproduction import REPOSITORY, RESULTS, writable
 from reproduction.datasets import prepare
-from reproduction.datasets.camus import Camus
+from reproduction.datasets.nnunet import PATTERN
 from reproduction.plots import echoes
-from reproduction.runs.inputs import digest_of_splits, is_done, is_made_from, recorded
+from reproduction.runs.inputs import PATIENTS, digest_of_splits, is_done, is_made_from, recorded
 from reproduction.runs.manifest import read_manifest
 from reproduction.runs.table import STAGES
 from reproduction.synthesis import synthetic_set
@@ -56,14 +58,20 @@ class Run:
         """Where phantom and prepared frames are: in the run, or in a cache when only an extract is shown."""
         return self.root if self.recompute else writable(REPOSITORY / "data" / "demo") / self.root.name
 
-    def open_data(self, whole: bool = False) -> Camus:
+    def open_data(self, whole: bool = False) -> prepare.Source:
         """The raw dataset, without the patients whom the data stage left out, unless it is asked for as a whole. Where
         only an extract is shown, the phantom's patients are others than the run's."""
         seed, facts = self.seed if self.recompute else self.seed + 1_000_000, self.folder("data") / "data.json"
-        known = read_json(facts).get("left_out", []) if facts.exists() and not whole else []
-        left_out = {fault["patient"] for fault in known}
+        known = read_json(facts) if facts.exists() else {}
+        left_out = {fault["patient"] for fault in known.get("left_out", []) if not whole}
+        pattern = os.environ.get(PATIENTS) or known.get("patient_pattern", PATTERN)
         with one_at_a_time(self):
-            return prepare.open_data(self.data, self.profile, self.data_root, seed, self.recompute, left_out)
+            return prepare.open_data(self.data, self.profile, self.data_root, seed, self.recompute, left_out, pattern)
+
+    @property
+    def classes(self) -> Classes:
+        """What the labels of the prepared frames mean."""
+        return prepare.load_classes(self.folder("data"))
 
     def load_frames(self) -> tuple[Frames, Frames]:
         """The prepared frames of training and validation.

@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from echo import segmenter
 from echo.device import get_device, launched, peak_memory_gb, training_processes
 from echo.frames import Frames
+from echo.labels import HEART
 from echo.resume import read_csv, read_json, write_csv, write_json
 from reproduction.datasets import prepare
 from reproduction.evaluation import tables
@@ -100,13 +101,13 @@ def complete(run: Run, name: str) -> None:
 def data_stage(run: Run) -> tuple[Frames, Frames]:
     """Prepare the frames; returns those of training and validation.
 
-    Without `recompute` this is a small set (phantom) or the whole (CAMUS), kept in `data/demo`.
+    Without `recompute` this is a small set (phantom) or the whole (of any other source), kept in `data/demo`.
     """
-    source = "phantom" if run.data == "phantom" else "camus"
     with one_at_a_time(run), stage(run, "data") as work:
         if work:
             on_error = "skip" if os.environ.get(SKIP_BAD) else "raise"
             raw, folder = run.open_data(whole=True), run.folder("data")
+            source = "phantom" if run.data == "phantom" else raw.source
             prepare.prepare(raw, source, run.profile, folder, progress=run.recompute, on_error=on_error)
     return run.load_frames()
 
@@ -151,7 +152,7 @@ def score_fidelity(folder: Path) -> pd.DataFrame:
     run, file, marker = run_of_set(folder), folder / "fidelity.csv", folder / "fidelity.json"
     inputs, _ = recorded(run.folder("segmentation"))
     if file.exists() and marker.exists() and read_json(marker) == inputs:
-        return read_csv(file, dtype={"id": str})
+        return read_csv(file)
     table = quality.label_fidelity(folder, load_segmenter(run, "real"))
     write_json(marker, inputs)
     cards.write_cards(folder, run.root)
@@ -174,7 +175,7 @@ def segmenter_folder(run: Run, row: str, seed: int) -> Path:
 def load_segmenter(run: Run, row: str, seed: int | None = None) -> torch.nn.Module:
     """A trained segmenter of the profile's own recipe, by default that of the run's first seed."""
     folder = segmenter_folder(run, row, run.seed if seed is None else seed)
-    return segmenter.load_segmenter(run.profile.segmenter, folder)
+    return segmenter.load_segmenter(run.profile.segmenter, folder, run.classes)
 
 
 @work_of("tables")
@@ -188,7 +189,8 @@ def tables_stage(run: Run) -> None:
 @work_of("samplers")
 def sampler_study_stage(run: Run) -> None:
     """Compare samplers, numbers of steps and guidance scales on the validation patients' label maps."""
-    models, folder = generate.load_models(run.folder("diffusion"), run.profile), run.folder("samplers")
+    models = generate.load_models(run.folder("diffusion"), run.profile, run.classes)
+    folder = run.folder("samplers")
     (training, validation), network = data_stage(run), load_segmenter(run, "real")
     samplers.sampler_study(models, validation, network, run.profile, folder / "settings.csv", run.seed)
     real = samplers.references(training, validation, network).rename_axis("measure").reset_index(name="value")
@@ -198,7 +200,9 @@ def sampler_study_stage(run: Run) -> None:
 @work_of("editing")
 def label_editing_stage(run: Run) -> None:
     """Measure for each edit whether images follow it, on the validation patients' label maps."""
-    models = generate.load_models(run.folder("diffusion"), run.profile)
+    if run.classes.anatomy != HEART:
+        raise ValueError("the edits are a heart's: there are none for the classes of this dataset")
+    models = generate.load_models(run.folder("diffusion"), run.profile, run.classes)
     network, frames = load_segmenter(run, "real"), data_stage(run)[1]
     table = editing.label_editing(models, frames, network, run.profile, run.seed)
     write_csv(run.folder("editing") / "edits.csv", table, float_format="%.6g")

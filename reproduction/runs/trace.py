@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from echo.resume import read_csv
+from reproduction.evaluation.statistics import frame_names, structures_of
 from reproduction.evaluation.tables import (
     TRAIN_NAMES,
     VOLUMES,
@@ -36,10 +37,11 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
         raise FileNotFoundError(f"{folder} holds no scores.csv: run the tables stage, or choose another run")
     files = {name: [read_csv(home / f"{name}.csv") for home in homes] for name in ("scores", "volumes")}
     files["scores"] = [prepared(scores) for scores in files["scores"]]
-    rows = table_rows(number, pd.concat(files["scores"]))
+    scores = pd.concat(files["scores"])
+    rows = table_rows(number, scores, pd.concat(files["volumes"]))
     if row not in rows:
         raise ValueError(f"table {number} has no row {row!r}: choose one of {'; '.join(rows)}")
-    published = published_columns() if number == 1 else {}
+    published = published_columns(structures_of(scores)) if number == 1 else {}
     if column in published:
         return f"{published[column][row]}\nfrom data/paper_results.csv; implied is mean Dice / (1 + relative gain)"
     places = {title: (train, k) for k, f in enumerate(files["scores"]) for train, title in all_rows(f["train"]).items()}
@@ -53,7 +55,7 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
     found = select(rows[row], train, files["scores"][k], files["volumes"][k])
     value = cell(rows[row], found, manifest["seed"])
     file, fields = ("volumes.csv", f"{field} and expert_{field}") if field in VOLUMES else ("scores.csv", field)
-    frames = "" if field in VOLUMES else f"{len(found[['patient', 'view', 'phase']].drop_duplicates())} frames of "
+    frames = "" if field in VOLUMES else f"{len(found[frame_names(found)].drop_duplicates())} frames of "
     chosen = ", ".join(f"{name} = {wanted}" for name, wanted in ({"train": train} | rows[row].selection).items())
     seeds = ", ".join(map(str, sorted(found["seed"].unique())))
     profile, seed, source = manifest["profile"]["name"], manifest["seed"], manifest["data"]["source"]
@@ -72,6 +74,6 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
     for name in (*STAGES[last].needs, last):
         if facts := manifest["stages"].get(name):
             lines.append(f"stage    {name}: revision {facts['revision']}, {facts['seconds']} s")
-    data = {"camus": "CAMUS_FOLDER"}.get(source, source)
+    data = {"camus": "CAMUS_FOLDER", "nnunet": "DATASET_FOLDER"}.get(source, source)
     lines.append(f"command  python -m echo {verb} --profile {profile} --data {data} --seed {seed}")
     return "\n".join(lines)

@@ -46,7 +46,7 @@ def train_cell(
     training = {"seed": seed, "training": asdict(cell), "segmenter": asdict(one)}
     begin(folder, inputs | training, lambda: digest(old, seed, repr(cell), repr(one)))
     if (folder / "model.safetensors").exists():
-        return load_segmenter(config, folder)
+        return load_segmenter(config, folder, real[0].classes)
     if cell.generator != "run":
         source = segmenters.with_name("generators") / cell.generator.replace(" ", "-")
         begin(source, inputs, lambda: old)
@@ -79,7 +79,7 @@ def train_cells(
 
 def train_generator(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> None:
     """Train the diffusion model, or one for each view and phase, below `folder`; resumes."""
-    groups = model_groups(profile)
+    groups = model_groups(profile, training.classes)
     for group in dict.fromkeys(groups):
         members = [k for k, name in enumerate(groups) if name == group]
         parts = (f.select(f.index["class_label"].isin(members).to_numpy()) for f in (training, validation))

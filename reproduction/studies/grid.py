@@ -13,7 +13,7 @@ import pandas as pd
 from echo.config import Profile, SegmenterConfig
 from echo.frames import Frames
 from echo.segmenter import load_segmenter
-from reproduction.datasets.camus import Camus
+from reproduction.datasets.prepare import Source
 from reproduction.evaluation.segmentation import score
 
 OWN = "own"  # the generator that is trained on the very patients a cell is
@@ -106,13 +106,15 @@ def recipe(cell: Cell, profile: Profile) -> SegmenterConfig:
     return profile.segmenter if cell.recipe == "own" else profile.other_segmenter
 
 
-def score_cells(cells: list[Cell], profile: Profile, segmenters: Path, raw: Camus) -> tuple[pd.DataFrame, pd.DataFrame]:
+def score_cells(
+    cells: list[Cell], profile: Profile, segmenters: Path, raw: Source
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score trained segmenters on the real test frames: `segmenter.score`'s tables, with the columns train (the row)
     and seed before."""
     parts = []
     for cell in cells:
         config = recipe(cell, profile)
-        network = load_segmenter(config, segmenters / cell.name)
+        network = load_segmenter(config, segmenters / cell.name, raw.classes)
         found = score(network, raw, raw.patients("testing"), profile.image_size, config.flip_test)
         for table in found:
             table.insert(0, "train", cell.row)

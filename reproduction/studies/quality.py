@@ -8,7 +8,6 @@ from monai.networks.nets import UNet
 
 from echo.dice import frame_dice
 from echo.frames import Frames
-from echo.labels import STRUCTURES
 from echo.resume import write_csv
 from echo.segmenter import predict
 from reproduction.evaluation.images import (
@@ -23,7 +22,8 @@ from reproduction.evaluation.images import (
     power_spectrum,
     speckle_statistics,
 )
-from reproduction.synthesis.synthetic_set import read_images, read_manifest
+from reproduction.evaluation.segmentation import mean_dice
+from reproduction.synthesis.synthetic_set import read_images, read_manifest, set_classes
 
 
 def label_fidelity(folder: Path, segmenter: UNet, batch_size: int = 256) -> pd.DataFrame:
@@ -31,14 +31,14 @@ def label_fidelity(folder: Path, segmenter: UNet, batch_size: int = 256) -> pd.D
     segmenter trained on real images finds.
 
     Returns:
-        One row an image, kept in the set's `fidelity.csv` too: id, LV endo, LV epi, LA, and their mean.
+        One row an image, kept in the set's `fidelity.csv` too: id, each structure, and their mean.
         `synthetic_set.filter_worst` goes by it.
     """
     names, rows = read_manifest(folder)["id"], []
     for first in range(0, len(names), batch_size):
         some = names[first : first + batch_size]
         images, labels = (read_images(folder, kind, some) for kind in ("images", "labels"))
-        rows.append(frame_dice(predict(segmenter, images), labels).set_index(some))
+        rows.append(frame_dice(predict(segmenter, images), labels, set_classes(folder)).set_index(some))
     table = pd.concat(rows).rename_axis("id")
     table["mean"] = table.mean(axis=1)
     table = table.round(5).reset_index()
@@ -60,8 +60,8 @@ def image_quality(
 
     Returns:
         "quality": one row a measure, with the value of the synthetic images and, beside it, of real ones: Dice in %,
-        distances to `real` (of as many training images, where real images stand), MS-SSIM of random pairs of a view
-        and phase, speckle's signal-to-noise ratio in each region. "spectrum": power at each frequency. "nearest":
+        distances to `real` (of as many training images, where real images stand), MS-SSIM of random pairs of a
+        condition, speckle's signal-to-noise ratio in each region. "spectrum": power at each frequency. "nearest":
         distance of each synthetic and held-out image to the nearest training image, in grey levels and in features.
         "memorisation": the test of each.
     """
@@ -70,8 +70,8 @@ def image_quality(
     found = {
         name: features(segmenter, f.images) for name, f in (*sets.items(), ("others", others), ("training", training))
     }
-    dice = {k: frame_dice(predict(segmenter, f.images), f.labels).mean() * 100 for k, f in sets.items()}
-    rows = {f"Dice of {name}, %": {k: values[name] for k, values in dice.items()} for name in STRUCTURES}
+    dice, classes = {k: mean_dice(segmenter, f) for k, f in sets.items()}, real.classes
+    rows = {f"Dice of {name}, %": {k: values[name] for k, values in dice.items()} for name in classes.structures}
     for name, distance in (("Fréchet distance", frechet_distance), ("kernel distance", kernel_distance)):
         rows[name] = {
             "synthetic": distance(found["synthetic"], found["real"]),
@@ -83,14 +83,20 @@ def image_quality(
             "synthetic": frechet_distance(large["synthetic"], large["real"]),
             "real": frechet_distance(large["others"], large["real"]),
         }
-    in_sector = {name: f.images[f.sdm_labels > 0] for name, f in (*sets.items(), ("others", others))}
+    lowest = 1 if classes.sector else 0  # class of a pixel in the image; all of them where there is no sector
+    in_sector = {name: f.images[f.sdm_labels >= lowest] for name, f in (*sets.items(), ("others", others))}
     rows["grey-level distance"] = {
         "synthetic": histogram_distance(in_sector["synthetic"], in_sector["real"]),
         "real": histogram_distance(in_sector["others"], in_sector["real"]),
     }
     rows["MS-SSIM of pairs"] = {k: diversity(f.images, seed, groups=f.index["class_label"]) for k, f in sets.items()}
-    speckle = {k: speckle_statistics(f.images, f.sdm_labels).groupby("region")["snr"].mean() for k, f in sets.items()}
+    speckle = {
+        k: speckle_statistics(f.images, f.sdm_labels, classes.sdm_names).groupby("region")["snr"].mean()
+        for k, f in sets.items()
+    }
     for region in ("LV endo", "LV myo", "tissue"):
+        if not classes.sector or region not in classes.sdm_names:
+            continue
         rows[f"speckle SNR, {region}"] = {k: values[region] for k, values in speckle.items()}
     quality = pd.DataFrame(rows).T.rename_axis("measure").reset_index()
 

@@ -11,7 +11,6 @@ from monai.networks.nets import UNet
 from echo.config import Profile
 from echo.dice import frame_dice
 from echo.frames import Frames
-from echo.labels import STRUCTURES
 from echo.resume import write_csv
 from echo.sampler import SCHEDULERS, paint_all
 from echo.segmenter import predict
@@ -22,6 +21,7 @@ from reproduction.evaluation.images import (
     kernel_distance,
     ms_ssim,
 )
+from reproduction.evaluation.segmentation import mean_dice
 
 
 def settings(profile: Profile) -> list[tuple[str, int, float]]:
@@ -42,7 +42,8 @@ def judge(painted: np.ndarray, frames: Frames, segmenter: UNet) -> dict[str, flo
     map, lower being more diverse.
     """
     both = painted.reshape(-1, *painted.shape[2:])
-    dice = frame_dice(predict(segmenter, both), np.concatenate([frames.labels] * len(painted))).mean() * 100
+    labels = np.concatenate([frames.labels] * len(painted))
+    dice = frame_dice(predict(segmenter, both), labels, frames.classes).mean() * 100
     found, real = features(segmenter, both), features(segmenter, frames.images)
     return dice.to_dict() | {
         "mean Dice": dice.mean(),
@@ -85,8 +86,8 @@ def sampler_study(
 
 def references(training: Frames, frames: Frames, segmenter: UNet) -> pd.Series:
     """What `judge` says of real images: Dice in % of the frames' own, distances of other patients' images (as many)."""
-    dice = frame_dice(predict(segmenter, frames.images), frames.labels).mean() * 100
+    dice = mean_dice(segmenter, frames)
     others = training.images[np.linspace(0, len(training) - 1, min(len(training), 2 * len(frames))).astype(int)]
     found, real = features(segmenter, others), features(segmenter, frames.images)
     distances = {"frechet_distance": frechet_distance(found, real), "kernel_distance": kernel_distance(found, real)}
-    return pd.Series(dice[list(STRUCTURES)].to_dict() | {"mean Dice": dice.mean()} | distances)
+    return pd.Series(dice.to_dict() | {"mean Dice": dice.mean()} | distances)

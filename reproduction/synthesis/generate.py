@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from skimage.io import imsave
 
 from echo.augment import augment
-from echo.config import VIEW_PHASES, Profile
+from echo.config import Profile
 from echo.device import device_name, dividing_threads, get_device, supported_precision
 from echo.frames import Frames
-from echo.labels import sector_of, to_camus, to_sdm
+from echo.labels import CAMUS, Classes, sector_of, to_camus, to_sdm
 from echo.progress import tqdm
 from echo.resume import atomic, read_json, write_csv, write_json
 from echo.sampler import paint
@@ -37,7 +37,7 @@ def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> t
 
     A shape drawn from the model takes the source's sector, and the place, tilt and size of its heart.
     """
-    sector = sector_of(frames.sdm_labels[source])
+    sector = sector_of(frames.sdm_labels[source]) if frames.classes.sector else None
     rng, share = np.random.default_rng(seed), profile.augmentation.shape_model
     if share and rng.random() < share:
         classes = frames.index["class_label"].to_numpy()
@@ -45,8 +45,8 @@ def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> t
         place = np.count_nonzero(classes[:source] == classes[source])
         new = sample_shape(model, rng, frames.labels.shape[-1], place)
     else:
-        new = augment(frames.labels[source], profile.augmentation, rng)
-    return to_sdm(new.label, sector), {"rejected": new.rejected} | new.parameters
+        new = augment(frames.labels[source], profile.augmentation, rng, frames.classes)
+    return to_sdm(new.label, sector, frames.classes), {"rejected": new.rejected} | new.parameters
 
 
 @lru_cache(maxsize=8)  # four views and phases, training and validation
@@ -56,14 +56,14 @@ def class_shapes(frames: Frames, class_label: int) -> ShapeModel:
 
 
 def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> pd.DataFrame:
-    """One row an image to paint: id, split, source (row of its split), patient, view, phase, class_label, size of a
-    pixel in mm, seed, batch.
+    """One row an image to paint: id, split, source (row of its split), what names its frame (patient, view, phase or
+    case), class_label, size of a pixel in mm, seed, batch.
 
     Sources are taken in turn from a shuffled order, so each is used equally often. Rows are sorted by view and phase;
     a batch is `batch_size` of them (the last of a view and phase fewer) that share these, and so their network.
     """
     rng = np.random.default_rng((seed, 0xEC40))
-    columns = ["patient", "view", "phase", "class_label", "spacing_row_mm", "spacing_col_mm"]
+    columns = training.index.columns.drop(["quality", "ef"], errors="ignore")
     tables = []
     for split, frames, count in (
         ("training", training, profile.generation.images),
@@ -86,14 +86,16 @@ def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> p
     return table
 
 
-def set_facts(diffusion: Path, profile: Profile, seed: int) -> dict:
+def set_facts(diffusion: Path, profile: Profile, seed: int, classes: Classes) -> dict:
     """All that the bits of a set depend on, beside its data: profile, seed, weights (SHA-256 of each file), device and
-    its precision, versions. JSON-able.
+    its precision, versions; and the classes of its labels, if they are others than CAMUS's. JSON-able.
 
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    weights = {g: model_folder(diffusion, g) / "diffusion_pytorch_model.safetensors" for g in model_groups(profile)}
+    weights = {
+        g: model_folder(diffusion, g) / "diffusion_pytorch_model.safetensors" for g in model_groups(profile, classes)
+    }
     facts = {
         "profile": profile.name,
         "image_size": profile.image_size,
@@ -105,6 +107,8 @@ def set_facts(diffusion: Path, profile: Profile, seed: int) -> dict:
         "precision": supported_precision(profile.training.precision, get_device()),
         "packages": {package: version(package) for package in ("torch", "diffusers", "numpy", "scipy")},
     }
+    if classes != CAMUS:
+        facts["classes"] = classes.to_json()
     return json.loads(json.dumps(facts))
 
 
@@ -133,7 +137,7 @@ def paint_batch(
     with dividing_threads(generation.batch_size):
         images = paint(model, profile, np.stack(maps)[take], classes, seeds.tolist())
     for name, image, label in zip(batch["id"], images, maps, strict=False):
-        pixels = {"labels": to_camus(label), "conditions": label, "images": image}
+        pixels = {"labels": to_camus(label, frames.classes), "conditions": label, "images": image}
         for kind in KINDS:
             with atomic(png(folder, kind, name)) as temporary:
                 imsave(temporary, pixels[kind], check_contrast=False)
@@ -174,11 +178,12 @@ def generate(
     k, n = shard
     if not 0 <= k < n:
         raise ValueError(f"no shard {k}/{n}: with {n} of them, k is from 0 to {n - 1}")
-    models, facts = load_models(diffusion, profile), set_facts(diffusion, profile, seed)
+    classes = training.classes
+    models, facts = load_models(diffusion, profile, classes), set_facts(diffusion, profile, seed, classes)
     if not (folder / "set.json").exists():
         write_json(folder / "set.json", facts)
     check_facts(folder, facts)
-    groups = model_groups(profile)
+    groups = model_groups(profile, classes)
     frames = {"training": training, "validation": validation}
     batches = dict(list(plan(training, validation, profile, seed).groupby("batch")))
     parts = {number: folder / "batches" / f"{number:06d}.csv" for number in batches}
@@ -209,8 +214,9 @@ def regenerate(
     table = read_manifest(folder)
     if unknown := set(names) - set(table["id"]):
         raise ValueError(f"{folder}: no image {min(unknown)} in manifest.csv")
-    check_facts(folder, set_facts(diffusion, profile, read_json(folder / "set.json")["seed"]))
-    models, frames, faults = load_models(diffusion, profile), {"training": training, "validation": validation}, []
+    check_facts(folder, set_facts(diffusion, profile, read_json(folder / "set.json")["seed"], training.classes))
+    models, faults = load_models(diffusion, profile, training.classes), []
+    frames = {"training": training, "validation": validation}
     for number in table["batch"][table["id"].isin(names)].unique():
         batch = table[table["batch"] == number]
         split, class_label = batch[["split", "class_label"]].iloc[0]
@@ -221,14 +227,15 @@ def regenerate(
     return faults
 
 
-def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet]:
-    """The trained network for each class label: one for all, or one each (`profile.per_view_phase`).
+def load_models(folder: Path, profile: Profile, classes: Classes = CAMUS) -> dict[int, SemanticUNet]:
+    """The trained network for each class label (0 alone without conditions): one for all, or one each
+    (`profile.per_view_phase`).
 
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
     networks, models = {}, {}
-    for k, group in enumerate(model_groups(profile)):
+    for k, group in enumerate(model_groups(profile, classes)):
         path = model_folder(folder, group)
         if group not in networks:
             networks[group] = (
@@ -240,9 +247,10 @@ def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet]:
     return models
 
 
-def model_groups(profile: Profile) -> list[str]:
-    """The name of the model that serves each class label of `config.VIEW_PHASES`."""
-    return [f"{view}_{phase}" if profile.per_view_phase else "all" for view, phase in VIEW_PHASES]
+def model_groups(profile: Profile, classes: Classes = CAMUS) -> list[str]:
+    """The name of the model that serves each condition: "all", or of a model of its own, such as "2CH_ED"."""
+    own = profile.per_view_phase and classes.conditions
+    return [name.replace(" ", "_") if own else "all" for name in classes.conditions or ("",)]
 
 
 def model_folder(diffusion: Path, group: str) -> Path:

@@ -1,11 +1,10 @@
-"""A synthetic set on disk, as `generate` writes it: read, verify, filter, export.
+"""A synthetic set on disk, as `generate` writes it: read, verify, filter.
 
 `images/ID.png` (8-bit grey), its label map in CAMUS classes in `labels/ID.png` and in SDM classes, as the network was
 given it, in `conditions/ID.png`; `manifest.csv` has a row for each, `set.json` what they have in common.
 """
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from skimage.io import imread
 
-from echo.config import SPLITS, VIEW_PHASES
 from echo.frames import Frames
-from echo.resume import read_json, write_csv
-from reproduction.datasets import layout
+from echo.labels import CAMUS, Classes
+from echo.resume import TEXT, read_json
 
 KINDS = ("labels", "conditions", "images")  # in the order they are written: where an image is, its label maps are
 
@@ -40,7 +38,7 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     path = folder / "manifest.csv"
     if not path.exists():
         raise FileNotFoundError(f"{folder}: no synthetic images; run notebook 03 or `python -m echo generate`")
-    return pd.read_csv(path, dtype={"id": str})
+    return pd.read_csv(path, dtype=TEXT)
 
 
 def read_images(folder: Path, kind: str, names: pd.Series) -> NDArray[np.uint8]:
@@ -78,7 +76,14 @@ def load_synthetic(folder: Path, split: str, drop_worst: float = 0.0) -> Frames:
         FileNotFoundError: when the generation stage has not run.
     """
     table = filter_worst(read_manifest(folder), folder, drop_worst).query("split == @split").reset_index(drop=True)
-    return Frames(*(read_images(folder, kind, table["id"]) for kind in ("images", "labels", "conditions")), table)
+    arrays = (read_images(folder, kind, table["id"]) for kind in ("images", "labels", "conditions"))
+    return Frames(*arrays, table, set_classes(folder))
+
+
+def set_classes(folder: Path) -> Classes:
+    """What the labels of a set mean."""
+    facts = read_json(folder / "set.json")
+    return Classes(**facts["classes"]) if "classes" in facts else CAMUS
 
 
 def verify(folder: Path) -> list[str]:
@@ -101,40 +106,3 @@ def verify(folder: Path) -> list[str]:
     whole = table[~table["id"].isin(lost)].drop_duplicates("id")
     changed = (r.id for r in whole.itertuples() if files_digest(folder, r.id) != r.sha256)
     return faults + [f"{name}: its image or a label map is not what was written (SHA-256)" for name in changed]
-
-
-def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
-    """Write a set in CAMUS's NIfTI layout, which `open_camus` reads; returns how many images had no place.
-
-    A patient of that layout has a frame of each view and phase, so images are put together by fours: of one source
-    patient as long as it has all four, then of different ones. Either way each label map was augmented by itself, so
-    a patient is no one heart, and no ejection fraction is given. `synthetic.csv` says which image went where. The
-    testing list is empty. Pixels keep the size in mm of the source frame's.
-
-    Raises:
-        ValueError: when `target` holds a data set, or the set has no images for a single patient.
-    """
-    if (target / "database_nifti").exists():
-        raise ValueError(f"{target} holds a data set: choose a new folder")
-    table = filter_worst(read_manifest(folder), folder, drop_worst)
-    table["use"] = table.groupby(["split", "patient", "class_label"]).cumcount()
-    table = table.sort_values(["use", "patient"], kind="stable")
-    table["place"] = table.groupby(["split", "class_label"]).cumcount()
-    groups = [g for _, g in table.groupby(["split", "place"]) if len(g) == len(VIEW_PHASES)]
-    if not groups:
-        raise ValueError(f"{folder}: no {len(VIEW_PHASES)} images make a patient, one of each view and phase")
-    splits, rows = {split: [] for split in SPLITS}, []
-    for number, group in enumerate(groups, start=1):
-        patient = target / "database_nifti" / f"patient{number:04d}"
-        splits[group["split"].iloc[0]].append(patient.name)
-        images, labels = (read_images(folder, kind, group["id"]) for kind in ("images", "labels"))
-        for row, image, label in zip(group.itertuples(), images, labels, strict=True):
-            spacing = (row.spacing_row_mm, row.spacing_col_mm)
-            layout.write_frame(patient, row.view, row.phase, image, label, spacing)
-            rows.append({"patient": patient.name, "view": row.view, "phase": row.phase, "id": row.id})
-        layout.write_info(patient, "ED: 1\nES: 2\nNbFrame: 2\n")
-    layout.write_splits(target, splits)
-    write_csv(target / "synthetic.csv", pd.DataFrame(rows))
-    for card in folder.glob("*_CARD.md"):
-        shutil.copy(card, target)
-    return len(table) - len(rows)

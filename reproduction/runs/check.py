@@ -1,0 +1,85 @@
+"""What a dataset holds, read as the data stage reads it: `python -m echo check`."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from echo.config import SPLITS
+from echo.progress import tqdm
+from reproduction.datasets.errors import DataError, DataFaults
+from reproduction.datasets.prepare import Source
+from reproduction.plots import echoes
+
+SHOWN = 8  # frames of each split on the contact sheet
+
+
+def check(raw: Source, sheet: Path) -> list[str]:
+    """Read every frame: lines on what there is to see, and a contact sheet (`sheet`.png and .pdf).
+
+    Raises:
+        DataFaults: with all faults, if there is any.
+    """
+    faults, rows, shown, titles = list(raw.faults), [], [], []
+    for split in SPLITS if raw.tests_labelled else SPLITS[:2]:
+        try:
+            keys = raw.keys(raw.patients(split))
+        except DataError as error:
+            faults.append(error)
+            continue
+        if not keys:
+            faults.append(DataError(raw.root, f"split {split} has no patient"))
+        chosen = set(np.linspace(0, len(keys) - 1, min(SHOWN, len(keys))).astype(int))
+        for k, key in enumerate(tqdm(keys, desc=split, unit="frame", leave=False)):
+            try:
+                frame = raw.frame(*key)
+            except DataError as error:
+                faults.append(error)
+                continue
+            rows.append({"split": split} | facts_of(frame, len(raw.classes.names)))
+            if k in chosen:
+                shown.append(frame)
+                titles.append(f"{split}\n{' '.join(key[-2:])}")
+    if faults:
+        raise DataFaults(raw.root, faults)
+    echoes.save(echoes.contact_sheet(shown, titles, raw.classes), sheet.parent, sheet.name)
+    return describe(raw, pd.DataFrame(rows)) + [f"contact sheet: {sheet}.png"]
+
+
+def facts_of(frame: object, classes: int) -> dict:
+    """A row on a frame: patient, condition, height, width, size of a pixel in mm, grey levels, pixels of each class."""
+    (height, width), (row_mm, col_mm) = frame.image.shape, frame.spacing_mm or (np.nan, np.nan)
+    low, high = np.percentile(frame.image, (5, 95))
+    named = {"patient": frame.patient, "class_label": frame.facts()["class_label"]}
+    sizes = {"height": height, "width": width, "row_mm": row_mm, "col_mm": col_mm, "dark": low, "bright": high}
+    return named | sizes | dict(enumerate(np.bincount(frame.label.ravel(), minlength=classes)))
+
+
+def span(values: pd.Series) -> str:
+    """The least and the largest of some numbers, one where they are the same."""
+    low, high = values.min(), values.max()
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+def describe(raw: Source, table: pd.DataFrame) -> list[str]:
+    """Lines on `facts_of` all frames."""
+    lines = [f"{raw.root}: {table['patient'].nunique()} patients, {len(table)} frames"]
+    for split, rows in table.groupby("split", sort=False):
+        lines.append(f"  {split}: {rows['patient'].nunique()} patients, {len(rows)} frames")
+    for k, name in enumerate(raw.classes.conditions):
+        lines.append(f"  condition {name}: {(table['class_label'] == k).sum()} frames")
+    pixels, millimetres = table["height"] * table["width"], table["row_mm"] * table["col_mm"]
+    for k, name in list(enumerate(raw.classes.names))[1:]:
+        there = table[k] > 0
+        share, area = (100 * table[k] / pixels)[there].median(), (table[k] * millimetres)[there].median() / 100
+        size = f", median area {share:.2g} % of the image" + (f", {area:.3g} cm²" if area == area else "")
+        lines.append(f"  class {k} {name}: in {there.sum()} of {len(table)} frames" + size * bool(there.any()))
+    unions = {name: members for name, members in raw.classes.structures.items() if len(members) > 1}
+    lines += [f"  structure {name}: classes {', '.join(map(str, members))}" for name, members in unions.items()]
+    spacing = f"{span(table['row_mm'])} x {span(table['col_mm'])} mm" if millimetres.notna().all() else "not told"
+    lines.append(
+        f"  images: {span(table['height'])} x {span(table['width'])} pixels; size of a pixel (row x column): {spacing}"
+    )
+    lines.append(f"  grey levels, 5th and 95th percentile: {span(table['dark'])} and {span(table['bright'])} of 255")
+    lines.append("  sector: " + ("yes, of ultrasound" if raw.classes.sector else "none (the image is all there is)"))
+    return lines + [f"  note: {note}" for note in raw.notes]
