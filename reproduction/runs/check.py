@@ -39,7 +39,7 @@ def check(raw: Source, sheet: Path) -> list[str]:
             rows.append({"split": split} | facts_of(frame, len(raw.classes.names)))
             if k in chosen:
                 shown.append(frame)
-                titles.append(f"{split}\n{' '.join(key[-2:])}")
+                titles.append(f"{split}\n{' '.join(key if len(key) > 2 else key[1:])}")
     if faults:
         raise DataFaults(raw.root, faults)
     echoes.save(echoes.contact_sheet(shown, titles, raw.classes), sheet.parent, sheet.name)

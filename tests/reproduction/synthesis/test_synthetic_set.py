@@ -19,7 +19,7 @@ from reproduction.datasets.camus import open_camus
 from reproduction.runs import stages
 from reproduction.runs.run import open_run
 from reproduction.studies import quality
-from reproduction.synthesis import cards, generate, synthetic_set
+from reproduction.synthesis import cards, export, generate, synthetic_set
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_export_is_read_as_camus(trained, frames, smoke, tmp_path):
         trained / "diffusion", *frames.values(), replace(smoke, generation=settings), tmp_path / "set", seed=0
     )
     cards.write_cards(tmp_path / "set", trained)
-    left_out = synthetic_set.export_camus(tmp_path / "set", tmp_path / "camus")
+    left_out = export.export_camus(tmp_path / "set", tmp_path / "camus")
     camus = open_camus(tmp_path / "camus", on_error="skip")
     assert camus.skipped == []
     exported = pd.read_csv(tmp_path / "camus" / "synthetic.csv", dtype=str)
@@ -148,7 +148,7 @@ def test_export_is_read_as_camus(trained, frames, smoke, tmp_path):
     assert alike[camus.patients("training")[:6]].all()
     assert (tmp_path / "camus" / "DATA_CARD.md").exists()
     with pytest.raises(ValueError, match="holds a data set: choose a new folder"):
-        synthetic_set.export_camus(tmp_path / "set", tmp_path / "camus")
+        export.export_camus(tmp_path / "set", tmp_path / "camus")
 
 
 def test_cards_give_licence_and_numbers(copy, trained, tmp_path):

@@ -1,0 +1,67 @@
+"""`python -m echo check`: what a dataset holds, or what is wrong with it."""
+
+import numpy as np
+import pytest
+from made_sets import made_set
+from skimage.io import imread, imsave
+from typer.testing import CliRunner
+
+from reproduction.cli import app
+from reproduction.datasets.errors import DataFaults
+from reproduction.datasets.prepare import open_dataset
+from reproduction.runs.check import check
+
+
+def test_it_prints_what_there_is_and_draws_it(tmp_path):
+    root = made_set(tmp_path / "made", ("a", "b"), ".nii.gz", np.uint16, every_other=2)
+    areas = [(frame.label == 1).sum() * 1.5 * 0.75 / 100 for frame in frames_of(open_dataset(root))]
+    done = CliRunner().invoke(app, ["check", str(root), "--sheet", str(tmp_path / "sheet")])
+    assert done.exit_code == 0
+    said = [line.strip() for line in done.stdout.splitlines() if "%|" not in line]
+    assert said[:4] == [
+        f"{root}: 8 patients, 16 frames",
+        "training: 5 patients, 10 frames",
+        "validation: 1 patients, 2 frames",
+        "testing: 2 patients, 4 frames",
+    ]
+    assert said[4].startswith("class 1 a: in 16 of 16 frames, median area ")
+    assert said[4].endswith(f" % of the image, {np.median(areas):.3g} cm²")
+    assert said[5].startswith("class 2 b: in 8 of 16 frames, median area ")
+    assert said[6] == "images: 48 x 40 pixels; size of a pixel (row x column): 1.5 x 0.75 mm"
+    assert said[8] == "sector: none (the image is all there is)"
+    assert said[-1] == f"contact sheet: {tmp_path / 'sheet'}.png"
+    assert imread(tmp_path / "sheet.png").std() > 10
+
+
+def frames_of(raw) -> list:
+    return [raw.frame(*key) for key in raw.keys(raw.patients())]
+
+
+def test_every_fault_is_told_at_once(tmp_path):
+    root = made_set(tmp_path / "made")
+    imsave(root / "labelsTr" / "p01_0.png", np.full((48, 40), 9, np.uint8), check_contrast=False)
+    imsave(root / "imagesTs" / "p07_1_0000.png", np.zeros((48, 40), np.uint8), check_contrast=False)
+    (root / "labelsTr" / "p06_0.png").unlink()
+    with pytest.raises(DataFaults) as raised:
+        check(open_dataset(root), tmp_path / "sheet")
+    lines = str(raised.value).splitlines()
+    assert lines[0].endswith("3 faults in 3 patient(s)")
+    assert [line.split(": ")[1] for line in lines[1:]] == ["p01", "p06", "p07"]
+    assert not (tmp_path / "sheet.png").exists()
+    done = CliRunner().invoke(app, ["check", str(root)])
+    assert done.exit_code == 1
+    assert "p06_0.png: p06: file is missing" in done.output
+
+
+def test_the_phantom_has_a_sector_conditions_and_unions(phantom, tmp_path):
+    said = "\n".join(check(phantom, tmp_path / "sheet"))
+    assert "5 patients, 20 frames" in said
+    assert "condition 4CH ES: 5 frames" in said
+    assert "structure LV epi: classes 1, 2" in said
+    assert "sector: yes" in said
+
+
+def test_neither_layout_is_told(tmp_path):
+    done = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "no CAMUS here, no folder is named patientXXXX, and no dataset.json of nnU-Net" in done.output
