@@ -260,7 +260,7 @@ def build_unet(profile: Profile) -> SemanticUNet:
     """The profile's network; its weights come from torch's global generator."""
     unet = profile.unet
     return SemanticUNet(
-        image_size=profile.image_size,
+        image_size=profile.first_size,
         num_classes=0 if profile.per_view_phase else len(VIEW_PHASES),
         **{name: getattr(unet, name) for name in unet.__dataclass_fields__},
     )
