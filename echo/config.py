@@ -278,7 +278,7 @@ SMOKE = replace(
     name="smoke",
     image_size=32,
     phantom_patients={"training": 4, "validation": 2, "testing": 2},
-    unet=replace(LAPTOP.unet, model_channels=16, channel_mult=(1, 2), attention_resolutions=(16,), norm_groups=4),
+    unet=replace(LAPTOP.unet, model_channels=16, channel_mult=(1, 2), attention_resolutions=(8,), norm_groups=4),
     training=replace(LAPTOP.training, steps=12, batch_size=4, warmup_steps=2, validate_every=6),
     enlarger=EnlargerConfig(
         factor=2,
@@ -306,7 +306,7 @@ GPU = replace(
     training=replace(CPU.training, steps=8000, batch_size=64, warmup_steps=500, ema_decay=0.999, validate_every=500),
     enlarger=replace(CPU.enlarger, training=replace(CPU.enlarger.training, batch_size=64)),
     generation=replace(CPU.generation, images=4000, validation_images=200, num_inference_steps=20, batch_size=50),
-    segmenter=replace(CPU.segmenter, image_size=128, channels=(24, 48, 96, 192, 256), steps=4000, validate_every=500),
+    segmenter=replace(CPU.segmenter, image_size=128, steps=4000, validate_every=500),
     # The paper's network at the paper's size; its 675 000 steps of one image became 6000 of 32.
     other_segmenter=SegmenterConfig(steps=6000, batch_size=32, validate_every=500, seeds=1),
 )

@@ -71,6 +71,7 @@ class Stage(NamedTuple):
     """What the two networks of a cascade differ in while they are trained.
 
     Attributes:
+        name: what the progress bar says.
         config: settings of the training.
         build: makes the new network.
         frames: the frames that it learns from, of those at full size.
@@ -78,6 +79,7 @@ class Stage(NamedTuple):
         loss: loss(network, schedule, batch) -> the loss of each image (B,), on the network's device.
     """
 
+    name: str
     config: TrainingConfig
     build: Callable[[], ModelMixin]
     frames: Callable[[Frames], Frames]
@@ -89,6 +91,7 @@ def first_stage(profile: Profile) -> Stage:
     """The semantic diffusion model; it is all there is where the profile has no enlarger."""
     config, channels = profile.training, profile.unet.in_channels
     return Stage(
+        "diffusion",
         config,
         build=lambda: speed_up(build_unet(profile)),
         frames=lambda frames: frames.shrunk(profile.first_size),
@@ -101,6 +104,7 @@ def second_stage(profile: Profile) -> Stage:
     """The enlarger of a cascade."""
     config = profile.enlarger
     return Stage(
+        "enlarger",
         config.training,
         build=lambda: build_enlarger(config),
         frames=lambda frames: frames,
@@ -212,6 +216,21 @@ def mean_over_ranks(accelerator: Accelerator, *values: float | Tensor) -> list[f
     return accelerator.reduce(torch.stack(tensors), "mean").tolist()
 
 
+def new_network(
+    stage: Stage, accelerator: Accelerator, seed: int
+) -> tuple[ModelMixin, torch.nn.Module, torch.optim.Optimizer]:
+    """A stage's network, the same as the accelerator wraps it for a training, and its optimiser."""
+    torch.manual_seed(seed)
+    tune_cpu()
+    # Channels last: the layout in which CPUs and tensor cores convolve fastest.
+    network = stage.build().to(memory_format=torch.channels_last)
+    if stage.config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=stage.config.learning_rate, weight_decay=0.0, fused=True)
+    wrapped = torch.compile(network) if stage.config.compile else network
+    return network, *accelerator.prepare(wrapped, optimizer)
+
+
 def train(
     profile: Profile,
     training: Frames,
@@ -230,8 +249,7 @@ def train(
         folder: gets `checkpoint.pt`, `log.csv` and, at the end, the averaged weights in `model/`.
         of: `first_stage`, the semantic diffusion model, or `second_stage`, the enlarger.
 
-    Returns:
-        The network with its exponentially averaged weights, in evaluation mode.
+    Returns the network with its exponentially averaged weights, in evaluation mode.
 
     Raises:
         DamagedFile: for a checkpoint that cannot be read.
@@ -242,18 +260,10 @@ def train(
     stage = of(profile)
     config, training, validation = stage.config, stage.frames(training), stage.frames(validation)
     accelerator = open_accelerator(config)
-    torch.manual_seed(seed)
-    tune_cpu()
-    # Channels last: the layout in which CPUs and tensor cores convolve fastest.
-    network = stage.build().to(memory_format=torch.channels_last)
-    if config.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    unet, optimizer = accelerator.prepare(torch.compile(network) if config.compile else network, optimizer)
+    network, unet, optimizer = new_network(stage, accelerator, seed)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     schedule = cosine_schedule(config.num_train_timesteps).to(accelerator.device)
     scaler, is_rank_0 = accelerator.scaler, accelerator.is_main_process
-
     checkpoint = Checkpoint(folder / "checkpoint.pt", unet=network, optimizer=optimizer, ema=ema, scaler=scaler)
     done = {"step": 0, "log": [], "losses": [], "seconds": 0.0, "threads": None} | checkpoint.load()
     ema.to(accelerator.device)
@@ -264,7 +274,7 @@ def train(
     with (
         asked_to_stop() as stop,
         using_threads(done["threads"]),
-        tqdm(total=config.steps, initial=done["step"], desc=folder.name, unit="step", disable=not is_rank_0) as bar,
+        tqdm(total=config.steps, initial=done["step"], desc=stage.name, unit="step", disable=not is_rank_0) as bar,
     ):
         for step in range(done["step"], config.steps):
             loss = add_up_gradient(unet, schedule, batches, stage, accelerator)
@@ -283,8 +293,8 @@ def train(
             due = done["step"] % config.validate_every == 0 or done["step"] == config.steps
             if due:
                 row = {"step": done["step"], "loss": float(np.mean(done["losses"] or math.nan))}
-                row["validation_loss"] = held_out_loss(network, ema, schedule, validation, seed, stage, accelerator)
-                row |= {"learning_rate": rate, "seconds": time.perf_counter() - began}
+                held_out = held_out_loss(network, ema, schedule, validation, seed, stage, accelerator)
+                row |= {"validation_loss": held_out, "learning_rate": rate, "seconds": time.perf_counter() - began}
                 done |= {"log": [*done["log"], row], "losses": []}
                 bar.set_postfix(loss=f"{row['loss']:.4f}", validation=f"{row['validation_loss']:.4f}")
             if (due or leave) and is_rank_0:
