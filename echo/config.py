@@ -51,6 +51,36 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class EnlargerConfig:
+    """The second stage of a cascade (`echo.enlarger`): its network, training and sampling. Not in the paper.
+
+    Ho et al. 2022 (arXiv 2106.15282) describe cascades; sizes and steps were chosen on validation patients, by the
+    power spectrum of what both stages paint together.
+    """
+
+    factor: int = 4  # the first stage's images are so many times smaller
+    channels: tuple[int, ...] = (32, 64, 96)  # of each level, from half the image's side down by halves
+    num_res_blocks: int = 2
+    embedding: int = 128  # channels of the time embedding
+    crop: int = 64  # pixels, the side of a training crop
+    most_noise: float = 0.1  # conditioning augmentation: the small image's noise in training has an sd up to this
+    noise_sd: float = 0.05  # and so much in painting; images are in [-1, 1]
+    training: TrainingConfig = TrainingConfig(
+        prediction_type="v_prediction",
+        steps=8000,
+        batch_size=32,
+        learning_rate=5e-4,
+        warmup_steps=100,
+        ema_decay=0.999,
+        flip_probability=0.0,
+        precision="bf16",
+        validate_every=500,
+    )
+    scheduler: str = "dpm++"
+    num_inference_steps: int = 20
+
+
+@dataclass(frozen=True)
 class AugmentationConfig:
     """Ranges of the label augmentation (paper); lengths are fractions of the image side."""
 
@@ -82,6 +112,7 @@ class SegmenterConfig:
     """The segmentation network and its training; the defaults are the paper's (664 282 parameters at 256 x 256)."""
 
     recipe: str = "paper"  # its name in the tables; "strong" is ours
+    image_size: int | None = None  # side of the images that it works at, by averaging; None: the profile's
     channels: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 256)
     num_res_units: int = 0
     loss: str = "ce"  # or "dice_ce"
@@ -133,7 +164,11 @@ BOOTSTRAP_RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Profile:
-    """One size of the whole experiment."""
+    """One size of the whole experiment.
+
+    `image_size` is that of images and label maps. With an `enlarger` the diffusion model is a cascade, and `unet`, its
+    first stage, paints images of `first_size`.
+    """
 
     name: str
     image_size: int
@@ -141,6 +176,7 @@ class Profile:
     phantom_patients: dict[str, int] = field(default_factory=lambda: {"training": 400, "validation": 50, "testing": 50})
     unet: UNetConfig = UNetConfig()
     training: TrainingConfig = TrainingConfig()
+    enlarger: EnlargerConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
     generation: GenerationConfig = GenerationConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
@@ -148,13 +184,18 @@ class Profile:
     study: StudyConfig = StudyConfig()
     grid: GridConfig = GridConfig()
 
+    @property
+    def first_size(self) -> int:
+        """Side of the images that the semantic diffusion model paints: the profile's, or a cascade's small ones."""
+        return self.image_size // self.enlarger.factor if self.enlarger else self.image_size
+
     def to_dict(self) -> dict:
         return asdict(self)
 
 
 CPU = Profile(
     "cpu",
-    image_size=56,
+    image_size=224,
     per_view_phase=False,
     phantom_patients={"training": 200, "validation": 25, "testing": 50},
     unet=UNetConfig(
@@ -179,7 +220,8 @@ CPU = Profile(
         precision="bf16",
         validate_every=200,
     ),
-    # Real walls are smooth at this scale; the paper's 30 px leaves them ragged.
+    enlarger=EnlargerConfig(),
+    # Real walls are smooth at the first stage's scale; the paper's 30 px leaves them ragged.
     augmentation=AugmentationConfig(elastic_displacement=12 / 256),
     # Sampler and steps were chosen by notebook 06, on the phantom's validation patients.
     generation=GenerationConfig(
@@ -187,6 +229,7 @@ CPU = Profile(
     ),
     segmenter=SegmenterConfig(
         recipe="strong",
+        image_size=112,
         channels=(24, 48, 96, 192),
         num_res_units=2,
         loss="dice_ce",
@@ -204,20 +247,27 @@ CPU = Profile(
         ema_decay=0.995,
         validate_every=200,
     ),
-    # The paper's recipe at this size: as many of its levels as 56 pixels have, in batches.
-    other_segmenter=SegmenterConfig(channels=(8, 16, 32, 64), steps=2000, batch_size=24, validate_every=200, seeds=1),
+    # The paper's recipe at this size: as many of its levels as 112 pixels have, in batches.
+    other_segmenter=SegmenterConfig(
+        image_size=112, channels=(4, 8, 16, 32, 64), steps=2000, batch_size=24, validate_every=200, seeds=1
+    ),
 )
 
 LAPTOP = replace(
     CPU,
     name="laptop",
-    image_size=48,
+    image_size=192,
     phantom_patients={"training": 120, "validation": 20, "testing": 40},
     unet=replace(CPU.unet, channel_mult=(1, 2, 4), attention_resolutions=(12,)),
     training=replace(CPU.training, steps=1000, label_dropout=0.1, validate_every=100),
+    enlarger=replace(
+        CPU.enlarger, training=replace(CPU.enlarger.training, steps=1200, batch_size=16, validate_every=100)
+    ),
     generation=replace(CPU.generation, images=720, validation_images=80),
-    segmenter=replace(CPU.segmenter, channels=(16, 32, 64, 128), steps=1000, validate_every=100, seeds=1),
-    other_segmenter=replace(CPU.other_segmenter, steps=1000, validate_every=100),
+    segmenter=replace(
+        CPU.segmenter, image_size=96, channels=(16, 32, 64, 128), steps=800, batch_size=16, validate_every=100, seeds=1
+    ),
+    other_segmenter=replace(CPU.other_segmenter, image_size=96, steps=800, batch_size=16, validate_every=100),
     grid=GridConfig(
         synthetic_shares=(0.25,), real_shares=(0.05, 0.25), own_shares=(0.05,), few_seeds=1, generator_again=False
     ),
@@ -228,41 +278,37 @@ SMOKE = replace(
     name="smoke",
     image_size=32,
     phantom_patients={"training": 4, "validation": 2, "testing": 2},
-    unet=replace(LAPTOP.unet, model_channels=16, channel_mult=(1, 2), attention_resolutions=(16,), norm_groups=4),
+    unet=replace(LAPTOP.unet, model_channels=16, channel_mult=(1, 2), attention_resolutions=(8,), norm_groups=4),
     training=replace(LAPTOP.training, steps=12, batch_size=4, warmup_steps=2, validate_every=6),
+    enlarger=EnlargerConfig(
+        factor=2,
+        channels=(8, 16),
+        num_res_blocks=1,
+        embedding=16,
+        crop=16,
+        training=replace(CPU.enlarger.training, steps=12, batch_size=4, warmup_steps=2, validate_every=6),
+        num_inference_steps=2,
+    ),
     generation=replace(LAPTOP.generation, images=8, validation_images=4, num_inference_steps=2, batch_size=4),
-    segmenter=replace(LAPTOP.segmenter, channels=(8, 16, 32), steps=12, batch_size=4, validate_every=6),
-    other_segmenter=replace(LAPTOP.other_segmenter, channels=(4, 8, 16), steps=6, batch_size=4, validate_every=6),
+    segmenter=replace(LAPTOP.segmenter, image_size=32, channels=(8, 16, 32), steps=12, batch_size=4, validate_every=6),
+    other_segmenter=replace(
+        LAPTOP.other_segmenter, image_size=16, channels=(4, 8, 16), steps=6, batch_size=4, validate_every=6
+    ),
     grid=GridConfig(synthetic_shares=(0.5,), real_shares=(0.5,), own_shares=(0.5,), few_seeds=2),
     study=StudyConfig(steps=(1, 2), ddpm_steps=3, guidance=(1.0, 2.0)),
 )
 
-# Sized for half an hour on one H100 by the operations that notebook 02 counts; it has not been measured on one yet.
 GPU = replace(
     CPU,
     name="gpu",
-    image_size=128,
-    unet=replace(
-        CPU.unet,
-        model_channels=64,
-        channel_mult=(1, 2, 3, 4),
-        attention_resolutions=(32, 16),
-        head_channels=64,
-        spade_hidden=64,
-        norm_groups=32,
-    ),
-    training=replace(
-        CPU.training,
-        steps=8000,
-        batch_size=48,
-        warmup_steps=500,
-        ema_decay=0.999,
-        label_dropout=0.1,
-        validate_every=500,
-    ),
-    generation=replace(CPU.generation, images=7200, validation_images=400, num_inference_steps=25, batch_size=64),
-    segmenter=replace(CPU.segmenter, channels=(32, 64, 128, 256, 320), steps=3000, batch_size=32),
-    other_segmenter=replace(CPU.other_segmenter, channels=(4, 8, 16, 32, 64, 128, 256), steps=3000, batch_size=32),
+    image_size=256,
+    unet=replace(CPU.unet, attention_resolutions=(16, 8)),
+    training=replace(CPU.training, steps=8000, batch_size=64, warmup_steps=500, ema_decay=0.999, validate_every=500),
+    enlarger=replace(CPU.enlarger, training=replace(CPU.enlarger.training, batch_size=64)),
+    generation=replace(CPU.generation, images=4000, validation_images=200, num_inference_steps=20, batch_size=50),
+    segmenter=replace(CPU.segmenter, image_size=128, steps=4000, validate_every=500),
+    # The paper's network at the paper's size; its 675 000 steps of one image became 6000 of 32.
+    other_segmenter=SegmenterConfig(steps=6000, batch_size=32, validate_every=500, seeds=1),
 )
 
 PAPER = Profile(

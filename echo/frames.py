@@ -41,3 +41,25 @@ class Frames:
     def titles(self) -> list[str]:
         """What each frame shows: its condition, such as "4CH ED"; nothing where there is none."""
         return [self.classes.conditions[k] if self.classes.conditions else "" for k in self.index["class_label"]]
+
+    def shrunk(self, size: int) -> "Frames":
+        """The frames at a smaller side s: images averaged over squares, label maps by the class at their centres.
+
+        Raises:
+            ValueError: where S is not a multiple of s.
+        """
+        whole = self.images.shape[-1]
+        if whole == size:
+            return self
+        if whole % size:
+            raise ValueError(f"frames of {whole} pixels cannot be shrunk to {size}: it must be a divisor")
+        n, factor = len(self), whole // size
+        images = self.images.reshape(n, size, factor, size, factor).mean((2, 4), dtype=np.float32)
+        labels, sdm_labels = (shrunk_labels(x, size) for x in (self.labels, self.sdm_labels))
+        return Frames(np.rint(images).astype(np.uint8), labels, sdm_labels, self.index, self.classes)
+
+
+def shrunk_labels(labels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Label maps (N, s, s) of label maps (N, S, S): the class under each small pixel's centre."""
+    step = labels.shape[-1] // size
+    return np.ascontiguousarray(labels[:, step // 2 :: step, step // 2 :: step])

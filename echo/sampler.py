@@ -1,6 +1,8 @@
-"""The sampler: a diffusers pipeline from label maps to echoes, over any diffusers scheduler."""
+"""The sampler: diffusers pipelines from label maps to echoes, by one network or two, over any diffusers scheduler."""
 
 import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ from torch import Tensor
 
 from echo.config import Profile
 from echo.device import autocast, tune_cpu
+from echo.enlarger import Enlarger, conditions
 from echo.fast import FastConditioning, speed_up
+from echo.frames import shrunk_labels
 from echo.labels import one_hot
 from echo.unet import SemanticUNet
 
@@ -61,6 +65,48 @@ def make_scheduler(
     raise ValueError(f"unknown scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}")
 
 
+def denoise(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    scheduler: SchedulerMixin,
+    x: Tensor,
+    num_inference_steps: int,
+    generators: list[torch.Generator],
+    trajectory: list[Tensor] | None = None,
+    guesses: list[Tensor] | None = None,
+) -> Tensor:
+    """The sampler's loop: from x_T (B, C, H, W), standard normal, to x_0 in [-1, 1].
+
+    Args:
+        predict: predict(x_t, t) -> the network's output (B, C or 2 C, H, W), float32; t is a number on x's device.
+        generators: of an image each, for schedulers that draw noise.
+        trajectory, guesses: as `SemanticDiffusionPipeline` takes them.
+    """
+    # No step may wait for the device. So the schedulers keep their timesteps on the CPU, where looking one up is
+    # free; the network gets its own copy. Those that search for their first step are told it: steps even in log
+    # sigma share a t, and the search takes the second. What is left to wait for: DDPM's noise, drawn on the CPU
+    # to be the same for any device, and the 2 x 2 system that UniPC solves.
+    scheduler.set_timesteps(-(-num_inference_steps // scheduler.order))
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    x = x * scheduler.init_noise_sigma  # 1, but for Heun, which works on x_t / sqrt(alpha_bar_t)
+    for t, network_t in zip(scheduler.timesteps, scheduler.timesteps.to(x.device), strict=True):
+        step = scheduler.step(predict(scheduler.scale_model_input(x, t), network_t), t, x, **extra)
+        x = step.prev_sample
+        if trajectory is not None:
+            trajectory.append(scheduler.scale_model_input(x, t).cpu())
+        if guesses is not None:  # multistep solvers keep it for their next step instead of returning it
+            guess = step.pred_original_sample if "pred_original_sample" in step else scheduler.model_outputs[-1]
+            guesses.append(guess.cpu())
+    return x
+
+
+def noise_of(seeds: list[int], channels: int, size: int) -> tuple[Tensor, list[torch.Generator]]:
+    """Standard normal noise (B, C, S, S) on the CPU, a function of each image's seed alone; and the generators."""
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    return torch.stack([torch.randn((channels, size, size), generator=g) for g in generators]), generators
+
+
 class SemanticDiffusionPipeline(DiffusionPipeline):
     """Label maps -> echoes. Save and load it with `save_pretrained` and this class's own `from_pretrained`."""
 
@@ -100,9 +146,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         if len(seeds) != len(label_maps):
             raise ValueError(f"{len(label_maps)} label maps, but {len(seeds)} seeds: give one for each")
         unet, scheduler, device = self.unet, self.scheduler, self.unet.device
-        channels, size = unet.config.in_channels, label_maps.shape[2:]
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        x = torch.stack([torch.randn((channels, *size), generator=g) for g in generators]).to(device)
+        channels = unet.config.in_channels
+        x, generators = noise_of(seeds, channels, label_maps.shape[-1])
         y = label_maps.to(device)
         c = None if class_labels is None else class_labels.to(device)
         guided = guidance_scale != 1.0
@@ -111,40 +156,115 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             c = None if c is None else torch.cat([c, c])
         # Only DDPM with a learned range reads the output's variance half; any other scheduler would broadcast it.
         keeps_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
-        # No step may wait for the device. So the schedulers keep their timesteps on the CPU, where looking one up is
-        # free; the network gets its own copy. Those that search for their first step are told it: steps even in log
-        # sigma share a t, and the search takes the second. What is left to wait for: DDPM's noise, drawn on the CPU
-        # to be the same for any device, and the 2 x 2 system that UniPC solves.
-        scheduler.set_timesteps(-(-num_inference_steps // scheduler.order))
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        extra = {"generator": generators} if takes_generator else {}
-        x = x * scheduler.init_noise_sigma  # 1, but for Heun, which works on x_t / sqrt(alpha_bar_t)
         conditioning = FastConditioning(y, MOST_BYTES)
-        for t, network_t in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
-            model_input = scheduler.scale_model_input(x, t)
-            model_input = torch.cat([model_input, model_input]) if guided else model_input
-            output = unet(model_input, network_t.expand(len(model_input)), conditioning, c).sample.float()
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            x_t = torch.cat([x_t, x_t]) if guided else x_t
+            output = unet(x_t, t.expand(len(x_t)), conditioning, c).sample.float()
             if guided:
                 output, without = output.chunk(2)
                 guide = without[:, :channels] + guidance_scale * (output - without)[:, :channels]
                 # A variance stays the one predicted with the label map: extrapolated, it would leave its range.
                 output = torch.cat([guide, output[:, channels:]], dim=1)
-            if not keeps_variance:
-                output = output[:, :channels]
-            step = scheduler.step(output, t, x, **extra)
-            x = step.prev_sample
-            if trajectory is not None:
-                trajectory.append(scheduler.scale_model_input(x, t).cpu())
-            if guesses is not None:  # multistep solvers keep it for their next step instead of returning it
-                guess = step.pred_original_sample if "pred_original_sample" in step else scheduler.model_outputs[-1]
-                guesses.append(guess.cpu())
+            return output if keeps_variance else output[:, :channels]
+
+        x = denoise(predict, scheduler, x.to(device), num_inference_steps, generators, trajectory, guesses)
         return ((x + 1) / 2).clamp(0, 1).cpu()
 
 
+class Cascade(NamedTuple):
+    """The two networks of a cascade: the semantic diffusion model of small images, and the enlarger."""
+
+    unet: SemanticUNet
+    enlarger: Enlarger
+
+
+class CascadePipeline(DiffusionPipeline):
+    """Label maps -> echoes in two stages (Ho et al. 2022): a small image, then the full-size one given it.
+
+    Save and load it with `save_pretrained` and this class's own `from_pretrained`.
+    """
+
+    def __init__(
+        self,
+        unet: SemanticUNet,
+        scheduler: SchedulerMixin,
+        enlarger: Enlarger,
+        enlarging_scheduler: SchedulerMixin,
+        most_noise: float = 0.1,
+    ):
+        super().__init__()
+        self.register_modules(
+            unet=speed_up(unet), scheduler=scheduler, enlarger=enlarger, enlarging_scheduler=enlarging_scheduler
+        )
+        self.register_to_config(most_noise=most_noise)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sdm_labels: NDArray[np.uint8],
+        class_labels: Tensor | None = None,
+        *,
+        seeds: list[int],
+        enlarging_steps: int = 20,
+        noise_sd: float = 0.05,
+        **options,
+    ) -> Tensor:
+        """Paint one image for each label map.
+
+        Args:
+            sdm_labels: uint8 (B, S, S).
+            class_labels: view-and-phase classes (B,), for a network that has them.
+            seeds: one for each image: its noise depends on nothing else, so neither does the image.
+            enlarging_steps: network evaluations of the second stage.
+            noise_sd: of the conditioning augmentation: how far the small image is mistrusted.
+            options: of the first stage, as `SemanticDiffusionPipeline` takes them.
+
+        Returns:
+            Images (B, 1, S, S) in [0, 1], float32, on the CPU; exactly 0 outside a sector.
+        """
+        first = SemanticDiffusionPipeline(self.unet, self.scheduler)
+        small_labels = shrunk_labels(sdm_labels, sdm_labels.shape[-1] // self.enlarger.config.factor)
+        small_maps = one_hot(small_labels, self.unet.config.label_channels)
+        small = first(small_maps, class_labels, seeds=seeds, **options).mean(1, keepdim=True)
+        return self.enlarge(small, sdm_labels, seeds=seeds, num_inference_steps=enlarging_steps, noise_sd=noise_sd)
+
+    @torch.no_grad()
+    def enlarge(
+        self,
+        small: Tensor,
+        sdm_labels: NDArray[np.uint8],
+        *,
+        seeds: list[int],
+        num_inference_steps: int = 20,
+        noise_sd: float = 0.05,
+    ) -> Tensor:
+        """The second stage alone: images as `__call__` returns them, for small images (B, 1, s, s) in [0, 1].
+
+        Raises:
+            ValueError: when S is not a multiple of the enlarger's stride.
+        """
+        enlarger, size = self.enlarger, sdm_labels.shape[-1]
+        if size % enlarger.stride:
+            raise ValueError(f"images of {size} pixels cannot be enlarged to: a multiple of {enlarger.stride} can")
+        # Other numbers than the first stage's noise: seeds of images are below 2**31.
+        x, generators = noise_of([int(seed) + 2**31 for seed in seeds], 1, size)
+        noise = torch.stack([torch.randn(small.shape[1:], generator=g) for g in generators])
+        labels = torch.from_numpy(sdm_labels).to(enlarger.device)
+        level = torch.full((len(small),), noise_sd / self.config.most_noise, device=enlarger.device)
+        noisy, num_classes = (small * 2 - 1 + noise_sd * noise).to(enlarger.device), self.unet.config.label_channels
+        condition = conditions(noisy, labels, level, num_classes=num_classes)
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return enlarger(x_t, t.expand(len(x_t)), condition).sample.float()
+
+        x = denoise(predict, self.enlarging_scheduler, x.to(enlarger.device), num_inference_steps, generators)
+        images = ((x + 1) / 2).clamp(0, 1)
+        return (torch.where(labels[:, None] > 0, images, 0) if enlarger.config.sector else images).cpu()
+
+
 def paint(
-    unet: SemanticUNet,
+    model: SemanticUNet | Cascade,
     profile: Profile,
     sdm_labels: NDArray[np.uint8],
     class_labels: NDArray,
@@ -157,27 +277,35 @@ def paint(
         class_labels: places in `config.VIEW_PHASES` (B,).
         seeds: one for each image.
         options: `scheduler`, `num_inference_steps`, `guidance_scale`, to depart from the profile; `trajectory`,
-            `guesses`, to watch the sampler (`echo.sampler`).
+            `guesses`, to watch the sampler (`echo.sampler`). Of a cascade these are the first stage's, and
+            `enlarging_steps` and `noise_sd` the second's.
     """
     tune_cpu()
-    generation, training = profile.generation, profile.training
+    generation, training, enlarger = profile.generation, profile.training, profile.enlarger
     name = options.pop("scheduler", generation.scheduler)
     scheduler = make_scheduler(
         name, training.prediction_type, profile.unet.learned_variance, training.num_train_timesteps
     )
-    pipeline = SemanticDiffusionPipeline(unet, scheduler)
     settings = {
         "num_inference_steps": generation.num_inference_steps,
         "guidance_scale": generation.guidance_scale,
-    } | options
+    }
     labels = torch.tensor(np.asarray(class_labels).tolist())
-    with autocast(training.precision, unet.device):
-        images = pipeline(one_hot(sdm_labels, unet.config.label_channels), labels, seeds=seeds, **settings)
+    if isinstance(model, Cascade):
+        second = enlarger.scheduler, enlarger.training.prediction_type, False, enlarger.training.num_train_timesteps
+        pipeline = CascadePipeline(model.unet, scheduler, model.enlarger, make_scheduler(*second), enlarger.most_noise)
+        settings |= {"enlarging_steps": enlarger.num_inference_steps, "noise_sd": enlarger.noise_sd}
+        condition, device = np.asarray(sdm_labels), model.unet.device
+    else:
+        pipeline = SemanticDiffusionPipeline(model, scheduler)
+        condition, device = one_hot(sdm_labels, model.config.label_channels), model.device
+    with autocast(training.precision, device):
+        images = pipeline(condition, labels, seeds=seeds, **settings | options)
     return (images.mean(1) * 255).round().to(torch.uint8).numpy()
 
 
 def paint_all(
-    models: dict[int, SemanticUNet],
+    models: dict[int, SemanticUNet | Cascade],
     profile: Profile,
     sdm_labels: np.ndarray,
     classes: np.ndarray,

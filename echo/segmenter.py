@@ -1,5 +1,6 @@
 """The segmentation network: a MONAI U-Net from echo to label map, and its training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,12 @@ import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
-from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlipd
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset
 
 from echo.config import Profile, SegmenterConfig
-from echo.device import autocast, data_workers, get_device, tune_cpu
+from echo.device import autocast, get_device, tune_cpu
 from echo.dice import frame_dice
 from echo.frames import Frames
 from echo.labels import CAMUS, Classes
@@ -31,9 +30,29 @@ LOSSES = {
 }
 
 
-def build_segmenter(config: SegmenterConfig, classes: Classes = CAMUS) -> UNet:
-    """The network: (B, 1, S, S) in [0, 1] -> logits (B, K, S, S) for K classes; S a multiple of 2 ** (levels - 1)."""
-    return UNet(
+class Segmenter(UNet):
+    """MONAI's U-Net at one size: (B, 1, S, S) in [0, 1] -> logits (B, K, S, S) of K classes, whatever S is.
+
+    Images are averaged down to `image_size` first, and the logits interpolated back; None takes them as they are.
+    """
+
+    def __init__(self, image_size: int | None, **arguments):
+        super().__init__(**arguments)
+        self.image_size = image_size
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        shape = images.shape[2:]
+        size = (self.image_size, self.image_size) if self.image_size else shape
+        if shape == size:
+            return super().forward(images)
+        logits = super().forward(F.adaptive_avg_pool2d(images, size))
+        return F.interpolate(logits, shape, mode="bilinear", align_corners=False)
+
+
+def build_segmenter(config: SegmenterConfig, classes: Classes = CAMUS) -> Segmenter:
+    """The network; the side of the images that it works at is a multiple of 2 ** (levels - 1)."""
+    return Segmenter(
+        config.image_size,
         spatial_dims=2,
         in_channels=1,
         out_channels=len(classes.names),
@@ -44,27 +63,28 @@ def build_segmenter(config: SegmenterConfig, classes: Classes = CAMUS) -> UNet:
     )
 
 
-def augmentation(config: SegmenterConfig, size: int) -> Compose:
-    """The training transform of {"image": (1, S, S), "label": (1, S, S)}: gamma, flip and one affine for both."""
-    shift, (low, high) = config.translation * size, config.scale
-    affine = RandAffined(
-        ["image", "label"],
-        prob=1.0,
-        rotate_range=np.deg2rad(config.rotation_deg),
-        translate_range=(shift, shift),
-        scale_range=((low - 1, high - 1), (low - 1, high - 1)),
-        mode=("bilinear", "nearest"),
-        padding_mode="zeros",
-        cache_grid=True,
-        spatial_size=(size, size),
-    )
-    return Compose(
-        [
-            RandAdjustContrastd(["image"], prob=config.gamma_probability, gamma=config.gamma),
-            RandFlipd(["image", "label"], prob=config.flip_probability, spatial_axis=1),
-            affine,
-        ]
-    )
+def augmented(
+    images: torch.Tensor, labels: torch.Tensor, config: SegmenterConfig, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 1, S, S) in [0, 1] and their label maps (B, 1, S, S), float32, augmented: gamma, flip, and one affine
+    for both, drawn anew for each image; then `ultrasound`."""
+    b, device = len(images), images.device
+
+    def drawn(low: float, high: float) -> torch.Tensor:
+        return torch.from_numpy(rng.uniform(low, high, b)).float().to(device)
+
+    gamma = torch.where(drawn(0, 1) < config.gamma_probability, drawn(*config.gamma), 1.0)
+    images = images ** gamma[:, None, None, None]
+    mirror = torch.where(drawn(0, 1) < config.flip_probability, -1.0, 1.0)
+    angle, shift = drawn(-1, 1) * np.deg2rad(config.rotation_deg), 2 * config.translation
+    # From output to input coordinates (x, y), from -1 to 1: a scale above 1 shows the heart smaller.
+    across, down = drawn(*config.scale), drawn(*config.scale)
+    rows = [angle.cos() * across * mirror, -angle.sin() * down, drawn(-shift, shift)]
+    rows += [angle.sin() * across * mirror, angle.cos() * down, drawn(-shift, shift)]
+    grid = F.affine_grid(torch.stack(rows, 1).view(b, 2, 3), images.shape, align_corners=False)
+    images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+    labels = F.grid_sample(labels, grid, mode="nearest", align_corners=False)
+    return ultrasound(images, config.ultrasound, rng) if config.ultrasound else images, labels
 
 
 def to_input(images: NDArray[np.uint8]) -> torch.Tensor:
@@ -82,7 +102,7 @@ def ultrasound(images: torch.Tensor, probability: float, rng: np.random.Generato
     b, _, size, _ = images.shape
 
     def drawn(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (b, 1, *(shape or (1, 1))))).float()
+        return torch.from_numpy(rng.uniform(low, high, (b, 1, *(shape or (1, 1))))).float().to(images.device)
 
     def sometimes(strength: torch.Tensor) -> torch.Tensor:
         return strength * (drawn(0, 1) < probability)
@@ -91,8 +111,10 @@ def ultrasound(images: torch.Tensor, probability: float, rng: np.random.Generato
         """Noise in [-1, 1] that varies over S / side pixels."""
         return F.interpolate(drawn(-1, 1, side, side), size=(size, size), mode="bilinear", align_corners=False)
 
-    depth = torch.linspace(0, 1, size)[:, None]
-    angle = torch.atan2(torch.linspace(-0.5, 0.5, size)[None, :], depth + 0.05)  # of the beam, from the probe
+    depth = torch.linspace(0, 1, size, device=images.device)[:, None]
+    angle = torch.atan2(
+        torch.linspace(-0.5, 0.5, size, device=images.device)[None, :], depth + 0.05
+    )  # of the beam, from the probe
     rib = torch.exp(-(((angle - drawn(-0.6, 0.6)) / drawn(0.04, 0.15)) ** 2))
     inside = F.max_pool2d(images, 5, 1, 2) > 0.02
     images = images * (1 + sometimes(drawn(0, 0.35)) * smooth(size // 2))
@@ -129,7 +151,7 @@ def predict(
 
 
 def draw_samples(
-    sets: list[Frames], config: SegmenterConfig, transform: Compose, seed: int, step: int
+    sets: list[Frames], config: SegmenterConfig, seed: int, step: int, device: torch.device | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The augmented batch of a step, a function of seed and step: images (B, 1, S, S) in [0, 1], labels likewise.
 
@@ -138,28 +160,13 @@ def draw_samples(
     Each of several sets of frames fills an equal part of it, whatever their sizes.
     """
     rng = np.random.default_rng((seed, 0x5E6, step))
-    transform.set_random_state(int(rng.integers(2**31)))
-    samples = []
-    for k, frames in enumerate(sets):
-        rows = rng.integers(len(frames), size=(config.batch_size + k) // len(sets))
-        labels = torch.from_numpy(frames.labels[rows])[:, None].float()
-        samples += [
-            transform({"image": image, "label": label})
-            for image, label in zip(to_input(frames.images[rows]), labels, strict=True)
-        ]
-    disturbed = config.ultrasound and sets[0].classes.sector
-    image, label = (torch.stack([s[key].as_tensor() for s in samples]) for key in ("image", "label"))
-    return ultrasound(image, config.ultrasound, rng) if disturbed else image, label
-
-
-class Batches(Dataset):
-    """`draw_samples` of some sets by step, for a DataLoader. Arrays, not tensors, so that no shared memory is used."""
-
-    def __init__(self, *arguments) -> None:
-        self.arguments = arguments
-
-    def __getitem__(self, step: int) -> tuple[NDArray, NDArray]:
-        return tuple(values.numpy() for values in draw_samples(*self.arguments, step))
+    counts = [(config.batch_size + k) // len(sets) for k in range(len(sets))]
+    drawn = [(frames, rng.integers(len(frames), size=n)) for frames, n in zip(sets, counts, strict=True)]
+    images = to_input(np.concatenate([frames.images[rows] for frames, rows in drawn])).to(device)
+    labels = torch.from_numpy(np.concatenate([frames.labels[rows] for frames, rows in drawn])).to(device)
+    if not sets[0].classes.sector:
+        config = replace(config, ultrasound=0.0)
+    return augmented(images, labels[:, None].float(), config, rng)
 
 
 def train_segmenter(
@@ -169,8 +176,8 @@ def train_segmenter(
     folder: Path,
     seed: int,
     name: str = "segmenter",
-    start: UNet | None = None,
-) -> UNet:
+    start: Segmenter | None = None,
+) -> Segmenter:
     """Train on some frames and keep the weights that are best on others; `folder` gets `model.safetensors` and
     `log.csv` (step, loss, and validation Dice in % of each structure and their mean).
 
@@ -182,7 +189,9 @@ def train_segmenter(
         start: a trained network to fine-tune, with `finetune_steps` and `finetune_rate` of the config.
     """
     config, device = profile.segmenter, get_device()
-    sets = [training] if isinstance(training, Frames) else training
+    size = config.image_size or profile.image_size
+    sets = [frames.shrunk(size) for frames in ([training] if isinstance(training, Frames) else training)]
+    validation = validation.shrunk(size)
     torch.manual_seed(seed)
     tune_cpu()
     if (folder / WEIGHTS).exists():
@@ -204,13 +213,11 @@ def train_segmenter(
     ema.to(device)
     done["threads"] = training_threads(done["threads"])
     pace, losses, ahead = Pace(done["threads"]), [], range(done["step"] + 1, steps + 1)
-    batches = Batches(sets, config, augmentation(config, sets[0].images.shape[-1]), seed)
-    loader = DataLoader(batches, batch_size=None, sampler=ahead, num_workers=data_workers(), collate_fn=tuple)
     bar = tqdm(total=steps, initial=done["step"], desc=name, unit="step")
     with bar, using_threads(done["threads"]):
-        for step, batch in zip(ahead, loader, strict=True):
+        for step in ahead:
             network.train()
-            image, label = (torch.from_numpy(values).to(device) for values in batch)
+            image, label = draw_samples(sets, config, seed, step, device)
             with autocast(config.precision, device):
                 logits = network(image.contiguous(memory_format=torch.channels_last))
             loss = loss_function(logits.float(), label)
@@ -219,12 +226,15 @@ def train_segmenter(
             optimizer.step()
             schedule.step()
             ema.step(network.parameters())
-            losses.append(loss.item())
+            losses.append(loss.detach())
             bar.update()
             pace.step()
             if step % config.validate_every == 0 or step == steps:
                 dice, weights = validate(network, ema, validation, config)
-                done |= {"step": step, "log": [*done["log"], {"step": step, "loss": float(np.mean(losses))} | dice]}
+                done |= {
+                    "step": step,
+                    "log": [*done["log"], {"step": step, "loss": torch.stack(losses).mean().item()} | dice],
+                }
                 if dice["mean"] > done["best"]:
                     done |= {"best": dice["mean"], "best_state": weights}
                 losses.clear()
@@ -251,7 +261,7 @@ def validate(
     return {name: round(float(value), 3) for name, value in dice.items()} | {"mean": float(dice.mean())}, weights
 
 
-def load_segmenter(config: SegmenterConfig, folder: Path, classes: Classes = CAMUS) -> UNet:
+def load_segmenter(config: SegmenterConfig, folder: Path, classes: Classes = CAMUS) -> Segmenter:
     """The network that `train_segmenter` kept in `folder`, in evaluation mode.
 
     Raises:

@@ -1,29 +1,32 @@
-"""Training of the semantic diffusion model: one loop for a laptop and for several GPUs, that survives being killed."""
+"""Training of a diffusion network: one loop for both stages, a laptop and several GPUs, that survives being killed."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from echo.config import Profile, TrainingConfig
 from echo.device import get_device, supported_precision, tune_cpu
 from echo.diffusion import Schedule, cosine_schedule, diffusion_loss, q_sample
+from echo.enlarger import build_enlarger, crop_loss, draw_crops
 from echo.fast import FastConditioning, speed_up
 from echo.frames import Frames
-from echo.labels import one_hot
+from echo.labels import Classes, one_hot
 from echo.progress import tqdm
 from echo.resume import Checkpoint, asked_to_stop, write_csv
 from echo.threads import Pace, training_threads, using_threads
-from echo.unet import SemanticUNet, build_unet
+from echo.unet import build_unet
 
 
 def draw_batch(
@@ -56,20 +59,58 @@ def learning_rate_at(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * warm * (1 - step / config.steps)
 
 
-def batch_loss(
-    unet: torch.nn.Module,
-    schedule: Schedule,
-    batch: tuple[Tensor, ...],
-    config: TrainingConfig,
-    accelerator: Accelerator,
-) -> Tensor:
-    """The mean loss of a batch of `draw_batch`."""
-    x_0, label_map, class_labels, t, epsilon = (values.to(accelerator.device, non_blocking=True) for values in batch)
+def batch_loss(unet: torch.nn.Module, schedule: Schedule, batch: tuple[Tensor, ...], config: TrainingConfig) -> Tensor:
+    """The loss of each image (B,) of `draw_batch`, on the network's device."""
+    x_0, label_map, class_labels, t, epsilon = batch
     x_t = q_sample(schedule, x_0, t, epsilon)
-    with accelerator.autocast():
-        output = unet(x_t, t, FastConditioning(label_map), class_labels).sample
-    prediction = config.prediction_type, config.snr_gamma
-    return diffusion_loss(schedule, output.float(), x_0, x_t, epsilon, t, *prediction).mean()
+    output = unet(x_t, t, FastConditioning(label_map), class_labels).sample.float()
+    return diffusion_loss(schedule, output, x_0, x_t, epsilon, t, config.prediction_type, config.snr_gamma)
+
+
+class Stage(NamedTuple):
+    """What the two networks of a cascade differ in while they are trained.
+
+    Attributes:
+        name: what the progress bar says.
+        config: settings of the training.
+        build: makes the new network.
+        frames: the frames that it learns from, of those at full size.
+        draw: draw(frames, seed, step, share, shares) -> the tensors of a batch, on the CPU.
+        loss: loss(network, schedule, batch) -> the loss of each image (B,), on the network's device.
+    """
+
+    name: str
+    config: TrainingConfig
+    build: Callable[[], ModelMixin]
+    frames: Callable[[Frames], Frames]
+    draw: Callable[..., tuple[Tensor, ...]]
+    loss: Callable[..., Tensor]
+
+
+def first_stage(profile: Profile, classes: Classes) -> Stage:
+    """The semantic diffusion model; it is all there is where the profile has no enlarger."""
+    config, channels = profile.training, profile.unet.in_channels
+    return Stage(
+        "diffusion",
+        config,
+        build=lambda: speed_up(build_unet(profile, classes)),
+        frames=lambda frames: frames.shrunk(profile.first_size),
+        draw=lambda frames, *place: draw_batch(frames, config, channels, *place),
+        loss=lambda unet, schedule, batch: batch_loss(unet, schedule, batch, config),
+    )
+
+
+def second_stage(profile: Profile, classes: Classes) -> Stage:
+    """The enlarger of a cascade."""
+    config = profile.enlarger
+    return Stage(
+        "enlarger",
+        config.training,
+        build=lambda: build_enlarger(config, classes),
+        frames=lambda frames: frames,
+        draw=lambda frames, *place: draw_crops(frames, config, *place),
+        loss=lambda network, schedule, batch: crop_loss(network, schedule, batch, config, len(classes.sdm_names)),
+    )
 
 
 def open_accelerator(config: TrainingConfig) -> Accelerator:
@@ -88,18 +129,27 @@ def open_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
+def mean_loss(
+    network: torch.nn.Module, schedule: Schedule, batch: tuple[Tensor, ...], stage: Stage, accelerator: Accelerator
+) -> Tensor:
+    """The mean loss of a batch that lies on the CPU, in the accelerator's precision."""
+    with accelerator.autocast():
+        on_device = tuple(values.to(accelerator.device, non_blocking=True) for values in batch)
+        return stage.loss(network, schedule, on_device).mean()
+
+
 def add_up_gradient(
-    unet: torch.nn.Module,
+    network: torch.nn.Module,
     schedule: Schedule,
     batches: list[tuple[Tensor, ...]],
-    config: TrainingConfig,
+    stage: Stage,
     accelerator: Accelerator,
 ) -> Tensor:
-    """The gradient of a step's batches (one a round of gradient accumulation), in `unet`; returns their mean loss."""
+    """The gradient of a step's batches (one a round of gradient accumulation); returns their mean loss."""
     total = torch.zeros((), device=accelerator.device)
     for k, batch in enumerate(batches, start=1):
-        with accelerator.no_sync(unet) if k < len(batches) else nullcontext():
-            loss = batch_loss(unet, schedule, batch, config, accelerator) / len(batches)
+        with accelerator.no_sync(network) if k < len(batches) else nullcontext():
+            loss = mean_loss(network, schedule, batch, stage, accelerator) / len(batches)
             accelerator.backward(loss)
         total += loss.detach()
     return total
@@ -107,43 +157,40 @@ def add_up_gradient(
 
 @torch.no_grad()
 def held_out_loss(
-    network: SemanticUNet,
+    network: ModelMixin,
     ema: EMAModel,
     schedule: Schedule,
     validation: Frames,
     seed: int,
-    config: TrainingConfig,
+    stage: Stage,
     accelerator: Accelerator,
 ) -> float:
     """The loss of the averaged weights on validation frames.
 
     Frames, noise and t never change (they are those of steps that no training reaches), so that values compare.
     """
-    shares = accelerator.num_processes * config.gradient_accumulation
-    batches = (
-        draw_batch(validation, config, network.config.in_channels, seed, 2**40 + n, share, shares)
-        for n in range(4)
-        for share in range(shares)
-    )
+    shares = accelerator.num_processes * stage.config.gradient_accumulation
+    draws = ((step, share) for step in range(2**40, 2**40 + 4) for share in range(shares))
+    batches = (stage.draw(validation, seed, step, share, shares) for step, share in draws)
     ema.store(network.parameters())
     ema.copy_to(network.parameters())
-    losses = [batch_loss(network, schedule, batch, config, accelerator).item() for batch in batches]
+    losses = [mean_loss(network, schedule, batch, stage, accelerator).item() for batch in batches]
     ema.restore(network.parameters())
     return float(np.mean(losses))
 
 
 def draw_rounds(
-    frames: Frames, config: TrainingConfig, in_channels: int, seed: int, start: int, accelerator: Accelerator
+    frames: Frames, stage: Stage, seed: int, start: int, accelerator: Accelerator
 ) -> Iterator[list[tuple[Tensor, ...]]]:
     """For each step from `start` on, this process's batches: one for each round of gradient accumulation."""
-    shares = accelerator.num_processes * config.gradient_accumulation
+    shares = accelerator.num_processes * stage.config.gradient_accumulation
     own = range(accelerator.process_index, shares, accelerator.num_processes)
-    for step in range(start, config.steps):
-        yield [draw_batch(frames, config, in_channels, seed, step, share, shares) for share in own]
+    for step in range(start, stage.config.steps):
+        yield [stage.draw(frames, seed, step, share, shares) for share in own]
 
 
 def take_step(
-    network: SemanticUNet,
+    network: ModelMixin,
     optimizer: torch.optim.Optimizer,
     ema: EMAModel,
     loss: float,
@@ -169,17 +216,40 @@ def mean_over_ranks(accelerator: Accelerator, *values: float | Tensor) -> list[f
     return accelerator.reduce(torch.stack(tensors), "mean").tolist()
 
 
-def train(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> SemanticUNet:
-    """Train the semantic diffusion model; resume from `folder` if it was interrupted.
+def new_network(
+    stage: Stage, accelerator: Accelerator, seed: int
+) -> tuple[ModelMixin, torch.nn.Module, torch.optim.Optimizer]:
+    """A stage's network, the same as the accelerator wraps it for a training, and its optimiser."""
+    torch.manual_seed(seed)
+    tune_cpu()
+    # Channels last: the layout in which CPUs and tensor cores convolve fastest.
+    network = stage.build().to(memory_format=torch.channels_last)
+    if stage.config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=stage.config.learning_rate, weight_decay=0.0, fused=True)
+    wrapped = torch.compile(network) if stage.config.compile else network
+    return network, *accelerator.prepare(wrapped, optimizer)
+
+
+def train(
+    profile: Profile,
+    training: Frames,
+    validation: Frames,
+    folder: Path,
+    seed: int,
+    of: Callable[[Profile, Classes], Stage] = first_stage,
+) -> ModelMixin:
+    """Train a diffusion network; resume from `folder` if it was interrupted.
 
     Called in each of several processes (torchrun, `notebook_launcher`), they share every batch. Batches and the
     learning rate are functions of the seed and the step, so the checkpoint needs no random state.
 
     Args:
+        training, validation: frames at the profile's size.
         folder: gets `checkpoint.pt`, `log.csv` and, at the end, the averaged weights in `model/`.
+        of: `first_stage`, the semantic diffusion model, or `second_stage`, the enlarger.
 
-    Returns:
-        The network with its exponentially averaged weights, in evaluation mode.
+    Returns the network with its exponentially averaged weights, in evaluation mode.
 
     Raises:
         DamagedFile: for a checkpoint that cannot be read.
@@ -187,34 +257,27 @@ def train(profile: Profile, training: Frames, validation: Frames, folder: Path, 
         KeyboardInterrupt: on SIGTERM or Ctrl-C, after the step under way and a checkpoint.
         ValueError: when processes and gradient accumulation do not divide the batch.
     """
-    config = profile.training
+    stage = of(profile, training.classes)
+    config, training, validation = stage.config, stage.frames(training), stage.frames(validation)
     accelerator = open_accelerator(config)
-    torch.manual_seed(seed)
-    tune_cpu()
-    # Channels last: the layout in which CPUs and tensor cores convolve fastest.
-    network = speed_up(build_unet(profile, training.classes)).to(memory_format=torch.channels_last)
-    if config.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    unet, optimizer = accelerator.prepare(torch.compile(network) if config.compile else network, optimizer)
+    network, unet, optimizer = new_network(stage, accelerator, seed)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     schedule = cosine_schedule(config.num_train_timesteps).to(accelerator.device)
     scaler, is_rank_0 = accelerator.scaler, accelerator.is_main_process
-
     checkpoint = Checkpoint(folder / "checkpoint.pt", unet=network, optimizer=optimizer, ema=ema, scaler=scaler)
     done = {"step": 0, "log": [], "losses": [], "seconds": 0.0, "threads": None} | checkpoint.load()
     ema.to(accelerator.device)
     done["threads"] = training_threads(done["threads"])
     pace, began, in_a_row, leave = Pace(done["threads"]), time.perf_counter() - done["seconds"], 0, 0.0
-    rounds = draw_rounds(training, config, profile.unet.in_channels, seed, done["step"], accelerator)
+    rounds = draw_rounds(training, stage, seed, done["step"], accelerator)
     batches = next(rounds, [])
     with (
         asked_to_stop() as stop,
         using_threads(done["threads"]),
-        tqdm(total=config.steps, initial=done["step"], desc="diffusion", unit="step", disable=not is_rank_0) as bar,
+        tqdm(total=config.steps, initial=done["step"], desc=stage.name, unit="step", disable=not is_rank_0) as bar,
     ):
         for step in range(done["step"], config.steps):
-            loss = add_up_gradient(unet, schedule, batches, config, accelerator)
+            loss = add_up_gradient(unet, schedule, batches, stage, accelerator)
             batches = next(rounds, [])  # drawn while a GPU still works on those before
             norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
             loss, norm, leave = mean_over_ranks(accelerator, loss, norm, float(stop.is_set()))
@@ -230,8 +293,8 @@ def train(profile: Profile, training: Frames, validation: Frames, folder: Path, 
             due = done["step"] % config.validate_every == 0 or done["step"] == config.steps
             if due:
                 row = {"step": done["step"], "loss": float(np.mean(done["losses"] or math.nan))}
-                row["validation_loss"] = held_out_loss(network, ema, schedule, validation, seed, config, accelerator)
-                row |= {"learning_rate": rate, "seconds": time.perf_counter() - began}
+                held_out = held_out_loss(network, ema, schedule, validation, seed, stage, accelerator)
+                row |= {"validation_loss": held_out, "learning_rate": rate, "seconds": time.perf_counter() - began}
                 done |= {"log": [*done["log"], row], "losses": []}
                 bar.set_postfix(loss=f"{row['loss']:.4f}", validation=f"{row['validation_loss']:.4f}")
             if (due or leave) and is_rank_0:

@@ -261,7 +261,7 @@ def build_unet(profile: Profile, classes: Classes = CAMUS) -> SemanticUNet:
     """The profile's network for label maps of some classes; its weights come from torch's global generator."""
     unet = profile.unet
     return SemanticUNet(
-        image_size=profile.image_size,
+        image_size=profile.first_size,
         label_channels=len(classes.sdm_names),
         num_classes=0 if profile.per_view_phase else len(classes.conditions),
         **{name: getattr(unet, name) for name in unet.__dataclass_fields__},

@@ -8,12 +8,25 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from echo.config import Profile
+from echo.config import Profile, SegmenterConfig
 
 
 def nothing(profile: Profile) -> dict:
     """The settings of a stage that has none of its own."""
     return {}
+
+
+def diffusion_settings(profile: Profile) -> dict:
+    """Those of the diffusion model, and of its second stage where it has one."""
+    settings = {"unet": asdict(profile.unet), "training": asdict(profile.training)}
+    if profile.enlarger:
+        settings["enlarger"] = asdict(profile.enlarger)
+    return settings | {"per_view_phase": profile.per_view_phase}
+
+
+def segmenter_settings(config: SegmenterConfig) -> dict:
+    """Those of a segmenter; a size of its own only where it has one."""
+    return {name: value for name, value in asdict(config).items() if (name, value) != ("image_size", None)}
 
 
 @dataclass(frozen=True)
@@ -74,11 +87,7 @@ STAGES = {
             folder="diffusion",
             notebook="02_diffusion_training",
             needs=PREPARED,
-            settings=lambda p: {
-                "unet": asdict(p.unet),
-                "training": asdict(p.training),
-                "per_view_phase": p.per_view_phase,
-            },
+            settings=diffusion_settings,
             work="diffusion_stage",
             publishes=("*/log.csv",),
             weights=("*/model/*",),
@@ -98,7 +107,10 @@ STAGES = {
             folder="segmenter",
             notebook="04_segmentation",
             needs=GENERATED,
-            settings=lambda p: {"segmenter": asdict(p.segmenter), "other_segmenter": asdict(p.other_segmenter)},
+            settings=lambda p: {
+                "segmenter": segmenter_settings(p.segmenter),
+                "other_segmenter": segmenter_settings(p.other_segmenter),
+            },
             work="segmentation_stage",
             publishes=("*/log.csv",),
             weights=("real-{seed}/model.safetensors", "synthetic-{seed}/model.safetensors"),

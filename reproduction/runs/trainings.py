@@ -10,10 +10,11 @@ from echo.config import Profile
 from echo.frames import Frames
 from echo.resume import digest, write_json
 from echo.segmenter import load_segmenter, train_segmenter
-from echo.training import train
+from echo.training import second_stage, train
 from reproduction.runs.inputs import begin, recorded
+from reproduction.runs.table import segmenter_settings
 from reproduction.studies.grid import OWN, Cell, main_cells, recipe, some_patients
-from reproduction.synthesis.generate import generate, model_groups
+from reproduction.synthesis.generate import ENLARGER, generate, model_groups
 from reproduction.synthesis.synthetic_set import load_synthetic
 
 
@@ -43,7 +44,7 @@ def train_cell(
     if cell.generator != "run":
         inputs |= {"seed": seed, "own_steps": profile.grid.own_steps}
         old = digest(before, seed, profile.grid.own_steps)
-    training = {"seed": seed, "training": asdict(cell), "segmenter": asdict(one)}
+    training = {"seed": seed, "training": asdict(cell), "segmenter": segmenter_settings(one)}
     begin(folder, inputs | training, lambda: digest(old, seed, repr(cell), repr(one)))
     if (folder / "model.safetensors").exists():
         return load_segmenter(config, folder, real[0].classes)
@@ -78,12 +79,15 @@ def train_cells(
 
 
 def train_generator(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> None:
-    """Train the diffusion model, or one for each view and phase, below `folder`; resumes."""
+    """Train the diffusion model, or one for each view and phase, below `folder`, and a cascade's second stage, which
+    serves all; resumes."""
     groups = model_groups(profile, training.classes)
     for group in dict.fromkeys(groups):
         members = [k for k, name in enumerate(groups) if name == group]
         parts = (f.select(f.index["class_label"].isin(members).to_numpy()) for f in (training, validation))
         train(profile, *parts, folder / group, seed)
+    if profile.enlarger:
+        train(profile, training, validation, folder / ENLARGER, seed, second_stage)
 
 
 def other_generator(
@@ -94,13 +98,13 @@ def other_generator(
     Returns:
         The folder of the set.
     """
-    kind, _, share = generator.partition(" ")
+    kind, _, share = generator.partition(" ")  # "own 0.05", or "again 1"
     if kind == OWN:
         training, validation = (some_patients(f, float(share), seed) for f in (training, validation))
         steps = round(profile.training.steps * profile.grid.own_steps)
         profile = replace(profile, training=replace(profile.training, steps=steps))
     else:
-        seed += 1
+        seed += int(share)
     if not (folder / "synthetic" / "manifest.csv").exists():
         train_generator(profile, training, validation, folder / "diffusion", seed)
         generate(folder / "diffusion", training, validation, profile, folder / "synthetic", seed)

@@ -34,8 +34,8 @@ class Cell:
         real, synthetic: shares of the training patients, and of the synthetic images, that it sees.
         finetuned: on the synthetic images first, then on the real ones; else on both at once, half a batch each.
         recipe: "own" is the profile's `segmenter`, "other" its `other_segmenter`.
-        generator: what painted the synthetic images: "run", the run's own; "again", the same with another seed; "own",
-            one that was trained on this cell's patients alone.
+        generator: what painted the synthetic images: "run", the run's own; "again K", the same with a seed K higher;
+            "own SHARE", one that was trained on this cell's patients alone.
         drop_worst: percentage of the synthetic images left out, by label fidelity (`synthetic_set.filter_worst`).
     """
 
@@ -85,7 +85,7 @@ def study_cells(profile: Profile, seed: int) -> list[Cell]:
         cells.append(
             Cell(f"real {percent(share)} + synthetic of {percent(share)}", seed, share, 1.0, generator=f"{OWN} {share}")
         )
-    again = Cell("synthetic, generator again", seed, synthetic=1.0, generator="again")
+    again = Cell("synthetic, generator again", seed, synthetic=1.0, generator="again 1")
     cells += [again] * grid.generator_again
 
     def seeds(cell: Cell) -> int:

@@ -15,25 +15,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from diffusers import ModelMixin
 from numpy.typing import NDArray
 from skimage.io import imsave
 
 from echo.augment import augment
 from echo.config import Profile
 from echo.device import device_name, dividing_threads, get_device, supported_precision
+from echo.enlarger import Enlarger
 from echo.frames import Frames
 from echo.labels import CAMUS, Classes, sector_of, to_camus, to_sdm
 from echo.progress import tqdm
 from echo.resume import atomic, read_json, write_csv, write_json
-from echo.sampler import paint
+from echo.sampler import Cascade, paint
 from echo.unet import SemanticUNet
 from reproduction.synthesis.shapes import ShapeModel, fit_shapes, sample_shape
 from reproduction.synthesis.synthetic_set import KINDS, files_digest, png, read_manifest
 
+ENLARGER = "enlarger"  # the folder of a cascade's second stage, beside those of `model_groups`
+
 
 def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> tuple[NDArray[np.uint8], dict]:
     """The augmented SDM label map (S, S) of a source frame, a function of `seed`; and what was drawn for it: the
-    augmentation's parameters, and `rejected`, the draws thrown away before.
+    augmentation's parameters, and `rejected`, the draws thrown away before. What would lie outside the sector is cut
+    off.
 
     A shape drawn from the model takes the source's sector, and the place, tilt and size of its heart.
     """
@@ -46,7 +51,8 @@ def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> t
         new = sample_shape(model, rng, frames.labels.shape[-1], place)
     else:
         new = augment(frames.labels[source], profile.augmentation, rng, frames.classes)
-    return to_sdm(new.label, sector, frames.classes), {"rejected": new.rejected} | new.parameters
+    label = new.label if sector is None else np.where(sector, new.label, np.uint8(0))
+    return to_sdm(label, sector, frames.classes), {"rejected": new.rejected} | new.parameters
 
 
 @lru_cache(maxsize=8)  # four views and phases, training and validation
@@ -93,13 +99,13 @@ def set_facts(diffusion: Path, profile: Profile, seed: int, classes: Classes) ->
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    weights = {
-        g: model_folder(diffusion, g) / "diffusion_pytorch_model.safetensors" for g in model_groups(profile, classes)
-    }
+    groups = [*model_groups(profile, classes), *([ENLARGER] if profile.enlarger else [])]
+    weights = {group: model_folder(diffusion, group) / "diffusion_pytorch_model.safetensors" for group in groups}
     facts = {
         "profile": profile.name,
         "image_size": profile.image_size,
         "generation": asdict(profile.generation),
+        **({"enlarger": asdict(profile.enlarger)} if profile.enlarger else {}),
         "augmentation": asdict(profile.augmentation),
         "seed": seed,
         "checkpoints": {group: hashlib.sha256(path.read_bytes()).hexdigest() for group, path in weights.items()},
@@ -120,7 +126,7 @@ def check_facts(folder: Path, facts: dict) -> None:
 
 
 def paint_batch(
-    model: SemanticUNet, frames: Frames, profile: Profile, batch: pd.DataFrame, folder: Path
+    model: SemanticUNet | Cascade, frames: Frames, profile: Profile, batch: pd.DataFrame, folder: Path
 ) -> pd.DataFrame:
     """Paint a batch of the plan into `folder`; returns its rows, with what was drawn for each label map, the sampler,
     and the SHA-256 of the files.
@@ -227,24 +233,25 @@ def regenerate(
     return faults
 
 
-def load_models(folder: Path, profile: Profile, classes: Classes = CAMUS) -> dict[int, SemanticUNet]:
-    """The trained network for each class label (0 alone without conditions): one for all, or one each
-    (`profile.per_view_phase`).
+def load_models(folder: Path, profile: Profile, classes: Classes = CAMUS) -> dict[int, SemanticUNet | Cascade]:
+    """The trained diffusion model for each class label (0 alone without conditions): one for all, or one each
+    (`profile.per_view_phase`). A cascade's second stage is the same for all.
 
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    networks, models = {}, {}
-    for k, group in enumerate(model_groups(profile, classes)):
-        path = model_folder(folder, group)
-        if group not in networks:
-            networks[group] = (
-                SemanticUNet.from_pretrained(path, torch_dtype=torch.float32)
-                .to(get_device(), memory_format=torch.channels_last)
-                .eval()
-            )
-        models[k] = networks[group]
-    return models
+    groups = model_groups(profile, classes)
+    networks = {group: load_network(SemanticUNet, folder, group) for group in dict.fromkeys(groups)}
+    if profile.enlarger:
+        enlarger = load_network(Enlarger, folder, ENLARGER)
+        networks = {group: Cascade(unet, enlarger) for group, unet in networks.items()}
+    return {k: networks[group] for k, group in enumerate(groups)}
+
+
+def load_network(kind: type, folder: Path, group: str) -> ModelMixin:
+    """A trained network (`SemanticUNet` or `Enlarger`) in float32 on this process's device, in evaluation mode."""
+    network = kind.from_pretrained(model_folder(folder, group), torch_dtype=torch.float32)
+    return network.to(get_device(), memory_format=torch.channels_last).eval()
 
 
 def model_groups(profile: Profile, classes: Classes = CAMUS) -> list[str]:
