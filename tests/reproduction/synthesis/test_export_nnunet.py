@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from echo.config import SPLITS
 from echo.frames import Frames
 from echo.labels import CAMUS, Classes
+from echo.unet import build_unet
 from reproduction.cli import app
 from reproduction.datasets.nnunet import open_nnunet
 from reproduction.synthesis import cards, generate
@@ -22,10 +24,17 @@ from reproduction.synthesis.export import export_camus, export_nnunet
 
 
 @pytest.fixture(scope="module")
-def run(trained, frames, smoke, tmp_path_factory) -> Path:
+def single(smoke):
+    """The smoke profile without a second stage."""
+    return replace(smoke, enlarger=None)
+
+
+@pytest.fixture(scope="module")
+def run(trained, frames, single, tmp_path_factory) -> Path:
     """A run folder with a set of 8 + 4 images."""
     root = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "smoke-phantom")
-    generate.generate(root / "diffusion", *frames.values(), smoke, root / "synthetic", seed=0)
+    build_unet(single).save_pretrained(root / "diffusion" / "all" / "model")
+    generate.generate(root / "diffusion", *frames.values(), single, root / "synthetic", seed=0)
     cards.write_cards(root / "synthetic", root)
     return root
 
@@ -109,16 +118,14 @@ def test_real_frames_join_their_splits(run, frames, tmp_path):
     assert (stored == frames["validation"].images[0]).all()
 
 
-def test_without_the_size_of_a_pixel_images_are_png(run, frames, random_unet, smoke, tmp_path):
+def test_without_the_size_of_a_pixel_images_are_png(frames, single, tmp_path):
     classes = Classes(("background", "a", "b"))
     few = frames["training"].select(np.arange(4))
     labels = np.minimum(few.labels, 2)
     index = pd.DataFrame({"patient": list("1122"), "case": ["1_0", "1_1", "2_0", "2_1"], "class_label": 0})
     made = Frames(few.images, labels, labels, index.assign(spacing_row_mm=np.nan, spacing_col_mm=np.nan), classes)
-    from echo.unet import build_unet
-
-    build_unet(smoke, classes).save_pretrained(tmp_path / "diffusion" / "all" / "model")
-    generate.generate(tmp_path / "diffusion", made, made, smoke, tmp_path / "synthetic", seed=0)
+    build_unet(single, classes).save_pretrained(tmp_path / "diffusion" / "all" / "model")
+    generate.generate(tmp_path / "diffusion", made, made, single, tmp_path / "synthetic", seed=0)
     data = {"source": "nnunet", "name": "Dataset009_Made", "modality": "CT", "licence": "CC0 1.0"}
     (tmp_path / "manifest.json").write_text(json.dumps({"data": data}))
     target = tmp_path / "Dataset803_Png"
