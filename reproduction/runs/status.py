@@ -37,7 +37,8 @@ def pace(files: list[tuple[float, Path]], begun: float) -> float:
 def diffusion(folder: Path, profile: dict, begun: float) -> Progress:
     """Steps at the last validation, over the networks of the profile; their rate since the one before it."""
     logs = [(path.parent.name, read_csv(path)) for _, path in by_time(folder.glob("*/log.csv"))]
-    conditions = read_json(folder.parent / "dataset" / "data.json").get("classes", {}).get("conditions", VIEW_PHASES)
+    data = folder.parent / STAGES["data"].folder / "data.json"
+    conditions = (read_json(data) if data.exists() else {}).get("classes", {}).get("conditions", VIEW_PHASES)
     planned = profile["training"]["steps"] * (len(conditions) or 1 if profile["per_view_phase"] else 1)
     if not logs:
         return 0, planned, "steps", 0.0, ""

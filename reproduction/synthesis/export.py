@@ -12,7 +12,6 @@ from skimage.io import imsave
 
 from echo.config import SPLITS, VIEW_PHASES
 from echo.frames import Frames
-from echo.labels import CAMUS
 from echo.resume import atomic, read_json, write_csv, write_json
 from reproduction.datasets import layout
 from reproduction.evaluation.statistics import frame_names
@@ -29,14 +28,14 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
     testing list is empty. Pixels keep the size in mm of the source frame's.
 
     Raises:
-        ValueError: when `target` holds a data set, the set has other classes than CAMUS, or no images for a single
+        ValueError: when `target` holds a data set, the set has no views, or no images for a single
             patient.
     """
-    if set_classes(folder) != CAMUS:
-        raise ValueError(f"{folder} has other classes or conditions than CAMUS: choose --format nnunet")
     if (target / "database_nifti").exists():
         raise ValueError(f"{target} holds a data set: choose a new folder")
     table = filter_worst(read_manifest(folder), folder, drop_worst)
+    if "case" in table:
+        raise ValueError(f"{folder}: its images have no view and phase, as CAMUS's have: choose --format nnunet")
     table["use"] = table.groupby(["split", "patient", "class_label"]).cumcount()
     table = table.sort_values(["use", "patient"], kind="stable")
     table["place"] = table.groupby(["split", "class_label"]).cumcount()

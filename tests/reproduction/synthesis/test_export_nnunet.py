@@ -135,7 +135,7 @@ def test_without_the_size_of_a_pixel_images_are_png(frames, single, tmp_path):
     facts = json.loads((target / "dataset.json").read_text())
     assert (facts["channel_names"], facts["labels"]) == ({"0": "CT"}, {"background": 0, "a": 1, "b": 2})
     assert facts["licence"] == "CC0 1.0, as the data it derives from."
-    with pytest.raises(ValueError, match="has other classes or conditions than CAMUS: choose --format nnunet"):
+    with pytest.raises(ValueError, match="have no view and phase, as CAMUS's have: choose --format nnunet"):
         export_camus(tmp_path / "synthetic", tmp_path / "camus")
 
 
