@@ -1,8 +1,12 @@
 """A synthetic set as an nnU-Net raw dataset, held against nnU-Net's documented rules (dataset_format.md)."""
 
+import importlib.util
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +25,9 @@ from reproduction.cli import app
 from reproduction.datasets.nnunet import open_nnunet
 from reproduction.synthesis import cards, generate
 from reproduction.synthesis.export import export_camus, export_nnunet
+
+
+CHECKER = "nnunetv2.experiment_planning.verify_dataset_integrity"
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +144,21 @@ def test_without_the_size_of_a_pixel_images_are_png(frames, single, tmp_path):
     assert facts["licence"] == "CC0 1.0, as the data it derives from."
     with pytest.raises(ValueError, match="have no view and phase, as CAMUS's have: choose --format nnunet"):
         export_camus(tmp_path / "synthetic", tmp_path / "camus")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_real", [False, True])
+def test_nnunets_own_checker_accepts_it(run, frames, with_real, tmp_path):
+    if importlib.util.find_spec("nnunetv2") is None:
+        pytest.skip("needs the package nnunetv2")
+    target = tmp_path / "Dataset801_Synthetic"
+    export_nnunet(run / "synthetic", target, real=tuple(frames.values()) if with_real else None)
+    check = f"from {CHECKER} import verify_dataset_integrity as check; check({str(target)!r}, 1)"
+    places = {name: str(tmp_path) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    done = subprocess.run([sys.executable, "-c", check], env=os.environ | places, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "verify_dataset_integrity Done" in done.stdout
+    assert "Error" not in done.stdout
 
 
 def test_a_target_that_will_not_do(run, tmp_path):
