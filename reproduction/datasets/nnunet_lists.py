@@ -14,6 +14,7 @@ from reproduction.datasets.errors import DataError, DataFaults
 from reproduction.datasets.images import one_line
 
 ENDINGS = (".png", ".tif", ".tiff", ".nii.gz", ".nii")
+COLUMNS = {"id", "train", "seed", "patient", "view", "phase", "case", "condition", "quality", "step", "loss", "mean"}
 SHARE = 0.15  # of the patients, for each split that the dataset does not define
 SPLIT_SEED = 0
 
@@ -59,6 +60,8 @@ def read_classes(path: Path, facts: dict) -> Classes:
             faults.append(f"labels have the values {values}: they must be 0 (background), 1, 2, ... without a gap")
         elif not regions and said.get("background") != 0:
             faults.append('label 0 must be called "background"')
+    for name in COLUMNS & {*(said or ()), *(facts.get("structures") or ())}:
+        faults.append(f"{name!r} is a column of our tables: give the class or structure another name")
     if faults:
         raise DataFaults(path, [DataError(path, fault) for fault in faults])
     names = tuple(sorted((name for name in said if name != "ignore"), key=lambda name: int(said[name])))

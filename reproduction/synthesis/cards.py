@@ -58,6 +58,16 @@ def wrapped(text: str) -> str:
     return "\n\n".join(part if part[0] in "-|" else textwrap.fill(part, 100, break_on_hyphens=False) for part in parts)
 
 
+def image_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """How many images of how many patients a manifest has, and how many maps were redrawn: of each split and view."""
+    groups = ["split", *(name for name in ("view", "phase", "condition") if name in table)]
+    counts = table.groupby(groups, sort=False).agg(
+        images=("id", "size"), patients=("patient", "nunique"), redrawn=("rejected", "sum")
+    )
+    counts.index = pd.Index([" ".join(np.atleast_1d(name)) for name in counts.index], name=", ".join(groups))
+    return counts
+
+
 def write_cards(folder: Path, run: Path) -> None:
     """Write `MODEL_CARD.md` and `DATA_CARD.md` into a finished set's folder.
 
@@ -100,11 +110,6 @@ diagnosis.
 
 **Licence.** {licence}
 """
-    groups = ["split", *(name for name in ("view", "phase", "condition") if name in table)]
-    counts = table.groupby(groups, sort=False).agg(
-        images=("id", "size"), patients=("patient", "nunique"), redrawn=("rejected", "sum")
-    )
-    counts.index = pd.Index([" ".join(np.atleast_1d(name)) for name in counts.index], name=", ".join(groups))
     fidelity = "Label fidelity has not been measured (`python -m echo fidelity`)."
     if (folder / "fidelity.csv").exists():
         dice = pd.read_csv(folder / "fidelity.csv")[list(meaning.structures)].mean() * 100
@@ -128,7 +133,7 @@ model of `MODEL_CARD.md` ({generation["scheduler"]}, {generation["num_inference_
 images from validation patients, none from test patients. Painted on {facts["device"]} in {facts["precision"]}, in
 batches padded to {generation["batch_size"]} images, with seed {facts["seed"]}; `set.json` has all settings.
 
-{markdown(counts)}
+{markdown(image_counts(table))}
 
 *patients*: those whose label maps were used. *redrawn*: augmented maps that failed the check. {fidelity}
 

@@ -6,6 +6,7 @@ segmenter can be trained and chosen on synthetic images alone.
 
 import hashlib
 import json
+import re
 import tempfile
 from dataclasses import asdict
 from functools import lru_cache
@@ -257,7 +258,7 @@ def load_network(kind: type, folder: Path, group: str) -> ModelMixin:
 def model_groups(profile: Profile, classes: Classes = CAMUS) -> list[str]:
     """The name of the model that serves each condition: "all", or of a model of its own, such as "2CH_ED"."""
     own = profile.per_view_phase and classes.conditions
-    return [name.replace(" ", "_") if own else "all" for name in classes.conditions or ("",)]
+    return [re.sub(r"[^\w.-]+", "_", name) if own else "all" for name in classes.conditions or ("",)]
 
 
 def model_folder(diffusion: Path, group: str) -> Path:

@@ -160,6 +160,7 @@ BAD_DATASETS = {
     "ignore": ({"labels": {"background": 0, "LV": 1, "ignore": 2}}, 'the label "ignore" is not supported'),
     "gap": ({"labels": {"background": 0, "LV": 2}}, "labels have the values [0, 2]: they must be 0 (background), 1"),
     "background": ({"labels": {"nothing": 0, "LV": 1}}, 'label 0 must be called "background"'),
+    "reserved": ({"labels": {"background": 0, "mean": 1}}, "'mean' is a column of our tables: give the class or str"),
     "structure": ({"structures": {"heart": ["RV"]}}, "structure 'heart' is ['RV']: give a list of classes out of"),
 }
 

@@ -10,7 +10,7 @@ from skimage.io import imread, imsave
 
 from echo import labels, segmenter, training
 from echo.augment import anatomy_fault, augment
-from echo.config import SMOKE
+from echo.config import PAPER, SMOKE
 from echo.labels import Classes
 from echo.resume import read_json
 from reproduction.datasets.errors import DataError, DataFaults
@@ -19,7 +19,7 @@ from reproduction.evaluation import segmentation, tables
 from reproduction.runs import notebooks, publish, stages
 from reproduction.runs.run import open_run
 from reproduction.runs.table import PIPELINE
-from reproduction.synthesis.generate import load_models
+from reproduction.synthesis.generate import load_models, model_groups
 
 CLASSES = ("cup", "disc", "vein")
 
@@ -83,6 +83,20 @@ def test_tables_leave_out_what_the_source_has_not(finished):
     assert "cup, HD95, pixels" in measures and "EF" not in measures and "mm" not in measures
     assert "cup" in publish.summary(finished.root)
     assert list(pd.read_csv(finished.folder("tables") / "dice.csv")["structure"].unique()) == list(CLASSES)
+
+
+def test_public_domain_may_be_published_with_its_weights(finished):
+    places = [path.as_posix() for path in publish.published_files(finished.root)]
+    assert any(place.endswith("diffusion/all/model/diffusion_pytorch_model.safetensors") for place in places)
+    assert publish.is_free({"licence": "CC0 1.0"}) and publish.is_free({"license": "Public Domain"})
+    assert not publish.is_free({"licence": "CC BY-NC-SA 4.0"}) and not publish.is_free({"source": "camus"})
+
+
+def test_a_model_of_its_own_for_each_condition():
+    classes = Classes(("background", "a"), conditions=("2CH ED", "short axis / base"))
+    assert model_groups(PAPER, classes) == ["2CH_ED", "short_axis_base"]
+    assert model_groups(PAPER, replace(classes, conditions=())) == ["all"]
+    assert model_groups(SMOKE, classes) == ["all", "all"]
 
 
 def test_edits_are_the_hearts(finished):

@@ -26,7 +26,6 @@ from reproduction.datasets.nnunet import open_nnunet
 from reproduction.synthesis import cards, generate
 from reproduction.synthesis.export import export_camus, export_nnunet
 
-
 CHECKER = "nnunetv2.experiment_planning.verify_dataset_integrity"
 
 
