@@ -1,7 +1,7 @@
 """Reader of nnU-Net's raw datasets (version 2): slices of any modality, with label maps of any classes.
 
     raw = open_nnunet("path/to/Dataset701_SunnybrookLV")
-    slice_ = raw.frame(*raw.keys(raw.patients("training"))[0]).resized(112)
+    case = raw.frame(*raw.keys(raw.patients("training"))[0]).resized(112)
 
 `dataset.json` names the classes; an image is `imagesTr/CASE_0000.EXT`, its label map `labelsTr/CASE.EXT`, those of the
 test cases are in `imagesTs` and `labelsTs` (docs/own-data.md has the layout, and what each rule here is good for).
@@ -180,6 +180,8 @@ def open_nnunet(root: str | Path, pattern: str = PATTERN) -> NnUNet:
         splits["testing"] = [case for case in tests if labelled and case not in training]
     if not labelled:
         notes.append(f"imagesTs has {len(tests)} cases, and there is no labelsTs: nothing is scored on test cases")
+    if unused := training.keys() - {case for members in splits.values() for case in members}:
+        notes.append(f"{len(unused)} cases of imagesTr are in no split, {min(unused)} for one")
     splits, patients, more = by_patient(splits, patients, pattern)
     notes += more
     conditions, more = read_conditions(root / "conditions.csv", cases, patients)

@@ -20,7 +20,6 @@ from accelerate.state import AcceleratorState
 from echo import segmenter
 from echo.device import get_device, launched, peak_memory_gb, training_processes
 from echo.frames import Frames
-from echo.labels import HEART
 from echo.resume import read_csv, read_json, write_csv, write_json
 from reproduction.datasets import prepare
 from reproduction.evaluation import tables
@@ -34,7 +33,14 @@ from reproduction.synthesis import cards, generate, synthetic_set
 
 
 def begin_stage(run: Run, name: str, by: Callable = begin) -> bool:
-    """`inputs.begin` of a stage, or another function of its arguments."""
+    """`inputs.begin` of a stage, or another function of its arguments.
+
+    Raises:
+        ValueError: for a study of an anatomy that the dataset does not have.
+    """
+    anatomy = STAGES[name].anatomy
+    if anatomy and run.classes.anatomy != anatomy:
+        raise ValueError(f"{name}: this study is of an {anatomy}, and the dataset shows none")
     old, disposable = (lambda: old_digest(run, name)), not run.recompute
     return by(run.folder(name), inputs_of(run, name), old, STAGES[name].has_parts, disposable)
 
@@ -200,8 +206,6 @@ def sampler_study_stage(run: Run) -> None:
 @work_of("editing")
 def label_editing_stage(run: Run) -> None:
     """Measure for each edit whether images follow it, on the validation patients' label maps."""
-    if run.classes.anatomy != HEART:
-        raise ValueError("the edits are a heart's: there are none for the classes of this dataset")
     models = generate.load_models(run.folder("diffusion"), run.profile, run.classes)
     network, frames = load_segmenter(run, "real"), data_stage(run)[1]
     table = editing.label_editing(models, frames, network, run.profile, run.seed)

@@ -47,6 +47,7 @@ class Stage:
         has_parts: whether it consists of trainings, each with a folder and inputs of its own. Then other settings of
             the stage add trainings and leave those there as they are.
         scores_test: whether it opens the test patients.
+        anatomy: the only one that it is about, as `echo.labels.Classes` names it; any, if empty.
         study: what it finds out, where it is a study beside the pipeline.
         reproduced: whether `reproduce` runs it.
     """
@@ -62,6 +63,7 @@ class Stage:
     product: str = ""
     has_parts: bool = False
     scores_test: bool = False
+    anatomy: str = ""
     study: str = ""
     reproduced: bool = True
 
@@ -146,6 +148,7 @@ STAGES = {
             settings=nothing,
             work="label_editing_stage",
             publishes=("*.csv",),
+            anatomy="apical heart",
             study="whether images follow edited label maps",
             reproduced=False,
         ),

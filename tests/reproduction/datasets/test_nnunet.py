@@ -108,6 +108,13 @@ def test_splits_that_are_not_given_are_drawn_by_patient(tmp_path):
     assert members == [open_nnunet(tmp_path).patients(split) for split in ("training", "validation", "testing")]
 
 
+def test_cases_that_the_first_fold_leaves_out_are_told(root):
+    (root / "splits_final.json").write_text(json.dumps([{"train": ["p01_0", "p02_0"], "val": ["p03_0"]}]))
+    raw = open_nnunet(root)
+    assert raw.notes == ["9 cases of imagesTr are in no split, p01_1 for one"]
+    assert raw.keys(raw.patients("training")) == [("p01", "p01_0"), ("p02", "p02_0")]
+
+
 def test_the_pattern_says_who_a_patient_is(tmp_path):
     root = made_set(tmp_path, tests=0, splits=False)
     every_case = open_nnunet(root, "$")

@@ -18,7 +18,7 @@ from reproduction.datasets.prepare import open_dataset, prepare, read_frames
 from reproduction.evaluation import segmentation, tables
 from reproduction.runs import notebooks, publish, stages
 from reproduction.runs.run import open_run
-from reproduction.runs.table import PIPELINE
+from reproduction.runs.table import PIPELINE, STAGES
 from reproduction.synthesis.generate import load_models, model_groups
 
 CLASSES = ("cup", "disc", "vein")
@@ -100,8 +100,10 @@ def test_a_model_of_its_own_for_each_condition():
 
 
 def test_edits_are_the_hearts(finished):
-    with pytest.raises(ValueError, match="the edits are a heart's"):
-        stages.complete(finished, "editing")
+    assert STAGES["editing"].anatomy == labels.HEART
+    with pytest.raises(ValueError, match="editing: this study is of an apical heart, and the dataset shows none"):
+        notebooks.reproduce("smoke", finished.data, str(finished.root), only="editing")
+    assert not (finished.root / "notebooks").exists()
 
 
 def test_anisotropic_pixels_are_scored_in_mm(tmp_path):
