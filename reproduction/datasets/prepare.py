@@ -184,8 +184,9 @@ def prepare(
 
 
 def load_classes(folder: Path) -> Classes:
-    """What the labels mean that `prepare` wrote; earlier versions, which did not say, knew CAMUS's classes alone."""
-    facts = read_json(folder / "data.json")
+    """What the labels mean that `prepare` wrote; CAMUS's, where an earlier version did not say."""
+    path = folder / "data.json"
+    facts = read_json(path) if path.exists() else {}
     return Classes(**facts["classes"]) if "classes" in facts else CAMUS
 
 
