@@ -89,7 +89,10 @@ def image_quality(
         "synthetic": histogram_distance(in_sector["synthetic"], in_sector["real"]),
         "real": histogram_distance(in_sector["others"], in_sector["real"]),
     }
-    rows["MS-SSIM of pairs"] = {k: diversity(f.images, seed, groups=f.index["class_label"]) for k, f in sets.items()}
+    if all(f.index["class_label"].duplicated().any() for f in sets.values()):  # two images of a condition to compare
+        rows["MS-SSIM of pairs"] = {
+            k: diversity(f.images, seed, groups=f.index["class_label"]) for k, f in sets.items()
+        }
     speckle = {
         k: speckle_statistics(f.images, f.sdm_labels, classes.sdm_names).groupby("region")["snr"].mean()
         for k, f in sets.items()

@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
     cases = [path.name.removesuffix("_0000.png") for path in sorted(root.glob("images*/*.png"))]
     (root / "conditions.csv").write_text("case,condition\n" + "".join(f"{c},eye {c[-1]}\n" for c in cases))
     run = open_run("smoke", str(root), str(tmp_path_factory.mktemp("runs") / "rgb"), 0, recompute=True)
-    for name in PIPELINE:
+    for name in (*PIPELINE, "quality"):
         stages.complete(run, name)
     return run
 
@@ -83,6 +83,13 @@ def test_tables_leave_out_what_the_source_has_not(finished):
     assert "cup, HD95, pixels" in measures and "EF" not in measures and "mm" not in measures
     assert "cup" in publish.summary(finished.root)
     assert list(pd.read_csv(finished.folder("tables") / "dice.csv")["structure"].unique()) == list(CLASSES)
+
+
+def test_image_quality_leaves_out_what_there_is_not(finished):
+    """No speckle without a sector, and no pairs where no condition has two validation images."""
+    measures = list(finished.table("quality", "quality")["measure"])
+    assert measures[:3] == ["Dice of cup, %", "Dice of disc, %", "Dice of vein, %"]
+    assert measures[-1] == "grey-level distance"
 
 
 def test_public_domain_may_be_published_with_its_weights(finished):
