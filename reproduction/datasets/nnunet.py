@@ -161,7 +161,8 @@ def open_nnunet(root: str | Path, pattern: str = PATTERN) -> NnUNet:
     """
     root = Path(root).expanduser().absolute()
     facts = read_json(root / "dataset.json", dict)
-    classes = read_classes(root / "dataset.json", facts)
+    with one_line(root / "dataset.json"):
+        classes = read_classes(root / "dataset.json", facts)
     (training, faults), (tests, more) = (list_cases(root, part, facts["file_ending"]) for part in ("Tr", "Ts"))
     faults += more
     if not training:
@@ -173,7 +174,8 @@ def open_nnunet(root: str | Path, pattern: str = PATTERN) -> NnUNet:
         faults.append(DataError(tests[case][0], "in imagesTr too", case))
     cases, labelled = tests | training, (root / "labelsTs").is_dir() or not tests
     patients = {case: patient_of(case, pattern) for case in cases}
-    splits, more = listed_fold(root, list(training))
+    with one_line(root / "splits_final.json"):
+        splits, more = listed_fold(root, list(training))
     faults += more
     splits, notes = complete_splits(root, splits or {"training": list(training)}, patients, not tests, pattern)
     if tests:

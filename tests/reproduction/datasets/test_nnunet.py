@@ -189,6 +189,55 @@ def test_all_faults_of_a_dataset_json_are_told_at_once(root):
     assert len(raised.value.faults) == 4
 
 
+ODD = [None, 1, "x", [], [1], [[1]], {}, {"a": None}, {"a": [[1]]}, {"background": 0, "a": 1.5}]
+
+
+@pytest.mark.parametrize("key", ["labels", "channel_names", "file_ending", "structures", "numTraining"])
+def test_whatever_a_dataset_json_holds_is_read_or_told_in_one_line(root, key):
+    facts = json.loads((root / "dataset.json").read_text())
+    for value in ODD:
+        (root / "dataset.json").write_text(json.dumps(facts | {key: value}))
+        try:
+            open_nnunet(root)
+        except DataError as error:
+            assert "dataset.json" in str(error)
+            assert len(str(error).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("value", [*ODD, [{"train": [[1]], "val": []}], [{"train": [1], "val": [None]}]])
+def test_whatever_splits_final_holds_is_read_or_told_in_one_line(root, value):
+    (root / "splits_final.json").write_text(json.dumps(value))
+    try:
+        raw = open_nnunet(root)
+    except DataError as error:
+        assert "splits_final.json" in str(error)
+    else:
+        assert raw.faults
+
+
+@pytest.mark.parametrize(
+    ("ending", "dtype"), [(".png", np.uint8), (".tif", np.uint16), (".nii.gz", np.float32), (".nii", np.uint16)]
+)
+def test_a_damaged_file_is_read_or_told_in_one_line(tmp_path, ending, dtype):
+    raw, rng = open_nnunet(made_set(tmp_path, ending=ending, dtype=dtype)), np.random.default_rng(0)
+    told = 0
+    for path in (tmp_path / "imagesTr" / f"p01_0_0000{ending}", tmp_path / "labelsTr" / f"p01_0{ending}"):
+        whole = path.read_bytes()
+        for k in range(60):
+            content = bytearray(whole[: rng.integers(len(whole))] if k % 3 == 0 else whole)
+            for place in rng.integers(len(content) or 1, size=3 if content else 0):
+                content[place] = rng.integers(256)
+            path.write_bytes(content)
+            try:
+                raw.frame("p01", "p01_0")
+            except DataError as error:
+                told += 1
+                assert "\n" not in str(error)
+        path.write_bytes(whole)
+    assert told > 20
+    assert raw.frame("p01", "p01_0").label.any()
+
+
 def test_no_dataset_json_that_can_be_read(root):
     (root / "dataset.json").write_text("{")
     with pytest.raises(DataError, match="dataset.json: cannot be read, JSONDecodeError"):
