@@ -211,6 +211,9 @@ def trace(
 
 @app.command()
 def generate(
+    directory: Annotated[
+        Path | None, typer.Argument(help="With --pretrained: the folder of the new data set.", show_default=False)
+    ] = None,
     profile: ProfileOption = ProfileName.laptop,
     data: DataOption = "phantom",
     run: RunOption = "",
@@ -224,8 +227,17 @@ def generate(
             min=1, help="Another number of training images, as a set of its own: synthetic-IMAGES in the run."
         ),
     ] = None,
+    pretrained: Annotated[
+        str,
+        typer.Option(
+            help='"camus": paint labelled echoes into DIRECTORY, in CAMUS\'s layout, with published weights. No run '
+            "and no data are needed.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
-    """Paint the synthetic set of a run whose diffusion model is trained. Called again, it resumes.
+    """Paint the synthetic set of a run whose diffusion model is trained, or a data set with --pretrained. Called again,
+    it resumes.
 
     The set is the same bit for bit however it is divided: by --shard over independent jobs, in any order, or by
     torchrun --standalone --nproc_per_node N -m -- echo generate ...
@@ -236,6 +248,9 @@ def generate(
     from reproduction.runs import stages
     from reproduction.runs.run import open_run
 
+    if pretrained:
+        paint_without_data(pretrained, directory, images or 100, seed)
+        return
     k, n = parse_shard(shard) if shard else launched() or (0, 1)
     opened = open_run(profile.value, data, run, seed, recompute=True)
     folder = opened.folder("generation")
@@ -247,6 +262,19 @@ def generate(
         stages.generation_stage(opened, (k, n))
     complete = (folder / "manifest.csv").exists()
     typer.echo(folder if complete else f"{folder}: shard {k}/{n} is painted, others are not")
+
+
+def paint_without_data(name: str, directory: Path | None, images: int, seed: int) -> None:
+    """`generate --pretrained`."""
+    from echo.config import CPU
+    from reproduction.synthesis.pretrained import PRETRAINED, paint_pretrained
+
+    if name not in PRETRAINED:
+        raise ValueError(f"no pretrained weights {name!r}: there are {', '.join(PRETRAINED)}")
+    if directory is None:
+        raise ValueError("--pretrained needs the folder of the new data set: generate --pretrained camus DIRECTORY")
+    table = paint_pretrained(PRETRAINED[name], CPU, directory, images, seed)
+    typer.echo(f"{directory}: {len(table)} images of {table['patient'].nunique()} patients, with label maps")
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
