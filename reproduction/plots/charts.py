@@ -233,12 +233,13 @@ def quality_against_time(study: pd.DataFrame, references: pd.Series) -> Figure:
         for (sampler, rows), colour in zip(samplers, sns.color_palette("colorblind"), strict=False):
             rows = rows.sort_values("steps")
             ax.plot(rows["seconds_per_image"], rows[measure], "o-", ms=3.5, lw=1.2, color=colour, label=sampler)
-        values = [*good[measure], *references[references.index == measure]]
-        margin = 0.08 * (max(values) - min(values))
+        values = pd.concat([good[measure], references[references.index == measure]]).dropna()
+        margin = 0.08 * (values.max() - values.min())
         if measure in references:
             ax.axhline(references[measure], color="0.4", ls=":", lw=1.2, label="real images")
         ax.set(xscale="log", xlabel="seconds an image (log scale)", ylabel=name)
-        ax.set_ylim(min(values) - margin, max(values) + margin)
+        if len(values):  # a measure may need more images than there are
+            ax.set_ylim(values.min() - margin, values.max() + margin)
         sns.despine(ax=ax)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
     return figure

@@ -21,6 +21,7 @@ from reproduction.evaluation.images import (
     frechet_distance,
     kernel_distance,
     ms_ssim,
+    or_nan,
 )
 
 
@@ -39,15 +40,15 @@ def judge(painted: np.ndarray, frames: Frames, segmenter: UNet) -> dict[str, flo
 
     Label fidelity: Dice in % of its label maps against those the images were painted for. Realism: Frechet and kernel
     distance of its features to those of the frames' own real images. Diversity: MS-SSIM of the two images of one label
-    map, lower being more diverse.
+    map, lower being more diverse. NaN where there are too few images.
     """
     both = painted.reshape(-1, *painted.shape[2:])
     dice = frame_dice(predict(segmenter, both), np.concatenate([frames.labels] * len(painted))).mean() * 100
     found, real = features(segmenter, both), features(segmenter, frames.images)
     return dice.to_dict() | {
         "mean Dice": dice.mean(),
-        "frechet_distance": frechet_distance(found, real),
-        "kernel_distance": kernel_distance(found, real),
+        "frechet_distance": or_nan(frechet_distance, found, real),
+        "kernel_distance": or_nan(kernel_distance, found, real),
         "ms_ssim": float(ms_ssim(*painted).mean()),
     }
 
@@ -88,5 +89,6 @@ def references(training: Frames, frames: Frames, segmenter: UNet) -> pd.Series:
     dice = frame_dice(predict(segmenter, frames.images), frames.labels).mean() * 100
     others = training.images[np.linspace(0, len(training) - 1, min(len(training), 2 * len(frames))).astype(int)]
     found, real = features(segmenter, others), features(segmenter, frames.images)
-    distances = {"frechet_distance": frechet_distance(found, real), "kernel_distance": kernel_distance(found, real)}
+    measures = {"frechet_distance": frechet_distance, "kernel_distance": kernel_distance}
+    distances = {name: or_nan(measure, found, real) for name, measure in measures.items()}
     return pd.Series(dice[list(STRUCTURES)].to_dict() | {"mean Dice": dice.mean()} | distances)

@@ -60,6 +60,14 @@ def class_shapes(frames: Frames, class_label: int) -> ShapeModel:
     return fit_shapes(frames.labels[frames.index["class_label"] == class_label])
 
 
+def shape_models(frames: Frames) -> list[ShapeModel]:
+    """The shape model of each view and phase that a split has; empty where one has too few label maps for it."""
+    try:
+        return [class_shapes(frames, k) for k in sorted(frames.index["class_label"].unique())]
+    except ValueError:
+        return []
+
+
 def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> pd.DataFrame:
     """One row an image to paint: id, split, source (row of its split), patient, view, phase, class_label, size of a
     pixel in mm, seed, batch.
@@ -98,7 +106,7 @@ def set_facts(diffusion: Path, profile: Profile, seed: int) -> dict:
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    groups = [*model_groups(profile), *([ENLARGER] if profile.enlarger else [])]
+    groups = [*trained_groups(diffusion, profile), *([ENLARGER] if profile.enlarger else [])]
     weights = {group: model_folder(diffusion, group) / "diffusion_pytorch_model.safetensors" for group in groups}
     facts = {
         "profile": profile.name,
@@ -187,7 +195,10 @@ def generate(
     check_facts(folder, facts)
     groups = model_groups(profile)
     frames = {"training": training, "validation": validation}
-    batches = dict(list(plan(training, validation, profile, seed).groupby("batch")))
+    images = plan(training, validation, profile, seed)
+    for class_label in images["class_label"].unique():
+        model_folder(diffusion, groups[class_label])  # each has its network
+    batches = dict(list(images.groupby("batch")))
     parts = {number: folder / "batches" / f"{number:06d}.csv" for number in batches}
     for number in tqdm(list(batches)[k::n], desc="synthetic images", unit="batch"):
         batch = batches[number]
@@ -229,17 +240,17 @@ def regenerate(
 
 
 def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet | Cascade]:
-    """The trained diffusion model for each class label: one for all, or one each (`profile.per_view_phase`). A
-    cascade's second stage is the same for all.
+    """The trained diffusion model for each class label: one for all, or one each (`profile.per_view_phase`) of those
+    that the training frames had. A cascade's second stage is the same for all.
 
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    networks = {group: load_network(SemanticUNet, folder, group) for group in dict.fromkeys(model_groups(profile))}
+    networks = {group: load_network(SemanticUNet, folder, group) for group in trained_groups(folder, profile)}
     if profile.enlarger:
         enlarger = load_network(Enlarger, folder, ENLARGER)
         networks = {group: Cascade(unet, enlarger) for group, unet in networks.items()}
-    return {k: networks[group] for k, group in enumerate(model_groups(profile))}
+    return {k: networks[group] for k, group in enumerate(model_groups(profile)) if group in networks}
 
 
 def load_network(kind: type, folder: Path, group: str) -> ModelMixin:
@@ -251,6 +262,16 @@ def load_network(kind: type, folder: Path, group: str) -> ModelMixin:
 def model_groups(profile: Profile) -> list[str]:
     """The name of the model that serves each class label of `config.VIEW_PHASES`."""
     return [f"{view}_{phase}" if profile.per_view_phase else "all" for view, phase in VIEW_PHASES]
+
+
+def trained_groups(diffusion: Path, profile: Profile) -> list[str]:
+    """Those of `model_groups` that have a trained network: a dataset may lack a view or a phase.
+
+    Raises:
+        FileNotFoundError: when none has.
+    """
+    groups = list(dict.fromkeys(model_groups(profile)))
+    return [g for g in groups if (diffusion / g / "model").exists()] or [model_folder(diffusion, groups[0]).name]
 
 
 def model_folder(diffusion: Path, group: str) -> Path:

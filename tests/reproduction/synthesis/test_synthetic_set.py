@@ -126,13 +126,14 @@ def test_export_is_read_as_camus(trained, frames, smoke, tmp_path):
         trained / "diffusion", *frames.values(), replace(smoke, generation=settings), tmp_path / "set", seed=0
     )
     cards.write_cards(tmp_path / "set", trained)
-    left_out = synthetic_set.export_camus(tmp_path / "set", tmp_path / "camus")
+    lacking = synthetic_set.export_camus(tmp_path / "set", tmp_path / "camus")
     camus = open_camus(tmp_path / "camus", on_error="skip")
     assert camus.skipped == []
     exported = pd.read_csv(tmp_path / "camus" / "synthetic.csv", dtype=str)
     assert exported["id"].is_unique
-    assert len(exported) == 35 - left_out == len(camus.keys(camus.patients()))
-    assert (len(camus.patients("validation")), camus.patients("testing")) == (1, [])
+    assert len(exported) == 35 == len(camus.keys(camus.patients()))
+    assert lacking == sum(len(camus.keys([patient])) < 4 for patient in camus.patients()) > 0
+    assert (len(camus.patients("validation")), camus.patients("testing")) == (2, [])
     rows = table.set_index("id")
     for e in exported.itertuples():
         frame, row = camus.frame(e.patient, e.view, e.phase), rows.loc[e.id]
@@ -149,6 +150,20 @@ def test_export_is_read_as_camus(trained, frames, smoke, tmp_path):
     assert (tmp_path / "camus" / "DATA_CARD.md").exists()
     with pytest.raises(ValueError, match="holds a data set: choose a new folder"):
         synthetic_set.export_camus(tmp_path / "set", tmp_path / "camus")
+
+
+def test_a_set_of_one_view_and_phase_is_exported_too(copy, tmp_path):
+    table = synthetic_set.read_manifest(copy)
+    wanted = table[table["class_label"] == 2]
+    wanted.to_csv(copy / "manifest.csv", index=False)
+    assert synthetic_set.export_camus(copy, tmp_path / "camus") == 0
+    camus = open_camus(tmp_path / "camus")
+    assert camus.keys(camus.patients()) == [(patient, "4CH", "ED") for patient in camus.patients()]
+    assert len(camus.patients()) == len(wanted)
+    table[:0].to_csv(copy / "manifest.csv", index=False)
+    with pytest.raises(ValueError, match="no image to export"):
+        synthetic_set.export_camus(copy, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_cards_give_licence_and_numbers(copy, trained, tmp_path):
