@@ -9,7 +9,7 @@ import pandas as pd
 
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES
-from echo.resume import write_csv, write_text
+from echo.resume import read_csv, write_csv, write_text
 from reproduction import PAPER_RESULTS
 from reproduction.datasets.anatomy import QUALITIES
 from reproduction.evaluation.statistics import bland_altman, differences, summary
@@ -328,7 +328,7 @@ def write_tables(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path, seed
     `comparison.md`. Tables are made of the files, whose scores are rounded, so they can be made again from them.
     """
     write_scores(scores, volumes, folder)
-    scores, volumes, frames = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "volumes", "dice_frames"))
+    scores, volumes, frames = (read_csv(folder / f"{name}.csv") for name in ("scores", "volumes", "dice_frames"))
     dice = dice_table(frames)
     named = {f"table_{n}": table(n, scores, volumes, seed) for n in (1, 2, 3)}
     named["differences"] = difference_table(scores, seed)

@@ -12,7 +12,7 @@ from echo.config import Profile
 from echo.dice import frame_dice
 from echo.frames import Frames
 from echo.labels import STRUCTURES
-from echo.resume import write_csv
+from echo.resume import read_csv, write_csv
 from echo.sampler import SCHEDULERS, paint_all
 from echo.segmenter import predict
 from echo.unet import SemanticUNet
@@ -61,7 +61,7 @@ def sampler_study(
     Rows are written to `file` (CSV) as they are made, and those there are kept. `seconds_per_image` is of this
     machine, in the batches of the profile.
     """
-    rows = pd.read_csv(file).to_dict("records") if file.exists() else []
+    rows = read_csv(file).to_dict("records") if file.exists() else []
     done = {(r["sampler"], r["steps"], r["guidance_scale"]) for r in rows}
     classes = frames.index["class_label"].to_numpy()
     for setting in settings(profile):

@@ -26,7 +26,7 @@ from echo.enlarger import Enlarger
 from echo.frames import Frames
 from echo.labels import sector_of, to_camus, to_sdm
 from echo.progress import tqdm
-from echo.resume import atomic, read_json, write_csv, write_json
+from echo.resume import atomic, read_csv, read_json, whole, write_csv, write_json
 from echo.sampler import Cascade, paint
 from echo.unet import SemanticUNet
 from reproduction.synthesis.shapes import ShapeModel, fit_shapes, sample_shape
@@ -211,7 +211,7 @@ def generate(
         return None
     for leftover in folder.glob("*/.*"):  # of processes that were killed while they wrote
         leftover.unlink(missing_ok=True)  # another process may be as far
-    write_csv(folder / "manifest.csv", pd.concat([pd.read_csv(part, dtype=str) for part in parts.values()]))
+    write_csv(folder / "manifest.csv", pd.concat([read_csv(part, dtype=str) for part in parts.values()]))
     return read_manifest(folder)
 
 
@@ -255,7 +255,9 @@ def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet | Casc
 
 def load_network(kind: type, folder: Path, group: str) -> ModelMixin:
     """A trained network (`SemanticUNet` or `Enlarger`) in float32 on this process's device, in evaluation mode."""
-    network = kind.from_pretrained(model_folder(folder, group), torch_dtype=torch.float32)
+    path = model_folder(folder, group)
+    with whole(path):
+        network = kind.from_pretrained(path, torch_dtype=torch.float32)
     return network.to(get_device(), memory_format=torch.channels_last).eval()
 
 
