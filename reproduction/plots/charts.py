@@ -242,7 +242,9 @@ def quality_against_time(study: pd.DataFrame, references: pd.Series) -> Figure:
         ax.set(xscale="log", xlabel="seconds an image (log scale)", ylabel=name)
         ax.set_ylim(values.min() - margin, values.max() + margin)
         sns.despine(ax=ax)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=9
+    )
     return figure
 
 
