@@ -45,7 +45,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def try_one(finished: Path, work: Path, seed: int) -> str | None:
-    """Damages a file in a copy of the run, empties it where the seed says so, and reads it; the error's line, if any."""
+    """Damages or empties a file in a copy of the run, and reads it by a command; the error's line, if any."""
     run = shutil.copytree(finished, work / "run")
     rng = np.random.default_rng(seed)
     found = [p for p in sorted(run.rglob("*")) if p.suffix == KINDS[seed % len(KINDS)]]
