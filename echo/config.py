@@ -183,6 +183,7 @@ class Profile:
     other_segmenter: SegmenterConfig = SegmenterConfig()  # the other recipe, which the tables show beside it
     study: StudyConfig = StudyConfig()
     grid: GridConfig = GridConfig()
+    generators: int = 1  # seeds of the diffusion model that the main table compares
 
     @property
     def first_size(self) -> int:
@@ -309,6 +310,7 @@ GPU = replace(
     segmenter=replace(CPU.segmenter, image_size=128, steps=4000, validate_every=500),
     # The paper's network at the paper's size; its 675 000 steps of one image became 6000 of 32.
     other_segmenter=SegmenterConfig(steps=6000, batch_size=32, validate_every=500, seeds=1),
+    generators=3,
 )
 
 PAPER = Profile(

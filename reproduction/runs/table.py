@@ -110,6 +110,7 @@ STAGES = {
             settings=lambda p: {
                 "segmenter": segmenter_settings(p.segmenter),
                 "other_segmenter": segmenter_settings(p.other_segmenter),
+                **({"generators": p.generators} if p.generators > 1 else {}),
             },
             work="segmentation_stage",
             publishes=("*/log.csv",),

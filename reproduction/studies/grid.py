@@ -56,7 +56,8 @@ class Cell:
 
 def main_cells(profile: Profile, seed: int) -> list[Cell]:
     """The rows of the main table, each with every seed of its recipe: real only, synthetic only, both, synthetic and
-    then real; and the first two by the other recipe."""
+    then real; and the first two by the other recipe. Rows with synthetic images of other seeds of the generator have
+    one seed of the segmenter."""
     other = f"{profile.other_segmenter.recipe} recipe"
     rows = [
         Cell("real", 0, real=1.0),
@@ -66,7 +67,11 @@ def main_cells(profile: Profile, seed: int) -> list[Cell]:
         Cell(f"real, {other}", 0, real=1.0, recipe="other"),
         Cell(f"synthetic, {other}", 0, synthetic=1.0, recipe="other"),
     ]
-    return [replace(row, seed=seed + k) for row in rows for k in range(recipe(row, profile).seeds)]
+    cells = [replace(row, seed=seed + k) for row in rows for k in range(recipe(row, profile).seeds)]
+    for k in range(1, profile.generators):
+        cells.append(Cell(f"synthetic, generator {k + 1}", seed, synthetic=1.0, generator=f"again {k}"))
+        cells.append(Cell(f"both, generator {k + 1}", seed, real=1.0, synthetic=1.0, generator=f"again {k}"))
+    return cells
 
 
 def study_cells(profile: Profile, seed: int) -> list[Cell]:
