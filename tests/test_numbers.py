@@ -1,8 +1,8 @@
 """Numbers with decimals in the prose of README and notebooks have a source: the tables of results/, the notebook's own
 outputs, the settings, or what is quoted from others.
 
-This finds typing errors and numbers of an earlier run. It does not find a number of another cell: of those below 10 with
-one decimal nearly all stand somewhere.
+This finds typing errors and numbers of an earlier run. It does not find a number of another cell: of those below 10
+with one decimal nearly all stand somewhere.
 """
 
 import re

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from echo.augment import shape_statistics
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES, to_camus
 from echo.resume import atomic
 from reproduction.evaluation.images import nearest_distances
+from reproduction.evaluation.shape import shape_statistics
 
 # Okabe and Ito's palette, safe for colour-blind readers.
 COLOURS = {"LV endo": "#56B4E9", "LV epi": "#E69F00", "LA": "#CC79A7"}

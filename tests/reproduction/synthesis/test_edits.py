@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from echo.augment import leak, shape_statistics
+from echo.augment import leak
 from echo.labels import sector_of, to_camus
 from reproduction.datasets.phantom import label_map, virtual_patient
+from reproduction.evaluation.shape import shape_statistics
 from reproduction.synthesis.edits import EDITS, RANGES, edited
 
 SIZE = 96
