@@ -121,7 +121,7 @@ def label_edits(
         show(column[2], image)
         draw_contours(column[2], to_camus(sdm_label), linestyles=":")
         draw_contours(column[2], found)
-    name_rows(axes, "label map", "painted", "contours")
+    name_rows(axes, "label map", "image", "contours")
     structure_legend(figure)
     return figure
 

@@ -1,4 +1,4 @@
-"""Generation: a synthetic, labelled data set, painted for augmented label maps of real patients.
+"""Generation: a synthetic, labelled dataset, painted for augmented label maps of real patients.
 
 Training images come from training patients' label maps and validation images from validation patients', so a
 segmenter can be trained and chosen on synthetic images alone.

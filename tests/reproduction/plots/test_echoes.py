@@ -46,7 +46,7 @@ def test_rows_are_named_beside_the_first_column(frames):
     axes = echoes.label_edits(["a", "b"], shown.sdm_labels, shown.images, shown.labels).axes
     assert [[t.get_text() for t in ax.texts] for ax in axes] == [
         *(["label map"], []),
-        *(["painted"], []),
+        *(["image"], []),
         *(["contours"], []),
     ]
 
