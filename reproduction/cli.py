@@ -321,8 +321,8 @@ def export(
     """Write a synthetic set in CAMUS's NIfTI layout, for any tool that reads CAMUS; the testing list is empty."""
     from reproduction.synthesis.synthetic_set import export_camus
 
-    left_out = export_camus(folder, target, drop_worst)
-    typer.echo(f"{target}: written; {left_out} images without a partner of each view and phase are left out")
+    lacking = export_camus(folder, target, drop_worst)
+    typer.echo(f"{target}: written; {lacking} patients lack a view or phase that others have")
 
 
 @app.command()

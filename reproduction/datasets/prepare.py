@@ -124,6 +124,14 @@ def augmentation_faults(camus: Camus, frames: Frames, profile: Profile) -> list[
     return faults
 
 
+def unpainted(camus: Camus, training: Frames, validation: Frames) -> list[DataError]:
+    """A fault for each validation frame of a view and phase that no training frame has: where each of these has a
+    diffusion model of its own, there is none for it."""
+    extra = validation.index[~validation.index["class_label"].isin(training.index["class_label"])]
+    reason = "no training frame has this view and phase, of which the profile trains a diffusion model by itself"
+    return [DataError(camus.label_path(r.patient, r.view, r.phase), reason, r.patient) for r in extra.itertuples()]
+
+
 def prepare(
     camus: Camus, source: str, profile: Profile, folder: Path, progress: bool = True, on_error: str = "raise"
 ) -> None:
@@ -148,6 +156,8 @@ def prepare(
         frames[split] = read_frames(camus, split, profile.image_size, progress, faults)
     if frames["training"] is not None:
         faults += augmentation_faults(camus, frames["training"], profile)
+    if profile.per_view_phase and None not in frames.values():
+        faults += unpainted(camus, frames["training"], frames["validation"])
     for _ in _raw_frames(camus, "testing", faults, progress):
         pass
     bad = {fault.patient for fault in faults if fault.patient}

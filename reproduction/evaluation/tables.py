@@ -9,9 +9,10 @@ import pandas as pd
 
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES
-from echo.resume import write_csv, write_text
+from echo.resume import read_csv, write_csv, write_text
 from reproduction import PAPER_RESULTS
 from reproduction.datasets.anatomy import QUALITIES
+from reproduction.evaluation.segmentation import NSD_TOLERANCE_MM
 from reproduction.evaluation.statistics import bland_altman, differences, summary
 
 # The main rows of the experiment, and what readers call them; other rows go by their own name.
@@ -23,6 +24,7 @@ TRAIN_NAMES = {
 }
 FRAME = ["train", "seed", "patient", "view", "phase", "quality"]
 DISTANCES = {"hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm"}
+NSD = f"NSD at {NSD_TOLERANCE_MM:g} mm, %"
 VOLUMES = {"ef": "EF, points", "edv_ml": "EDV, mL", "esv_ml": "ESV, mL"}
 AGREEMENT = {  # measure: what a row's name calls it, format of its numbers
     "bias": ("bias", "+z.1f"),
@@ -157,8 +159,8 @@ def table_rows(number: int, scores: pd.DataFrame) -> dict[str, Row]:
     """The rows of a table by name.
 
     1: Dice. 2: Dice by view and phase, and by image quality, of those that the `prepared` scores have. 3: distances in
-    mm, raw and after keeping the largest component; missing structures; agreement of ejection fraction and volumes with
-    those of the expert's labels.
+    mm and surface Dice, raw and after keeping the largest component; missing structures; agreement of ejection fraction
+    and volumes with those of the expert's labels.
     """
     raw = {name: {"structure": name, "processing": "raw"} for name in STRUCTURES}
     if number == 1:
@@ -174,6 +176,8 @@ def table_rows(number: int, scores: pd.DataFrame) -> dict[str, Row]:
             for title, processing in (("", {}), (", largest component", kept)):
                 for column, distance in DISTANCES.items():
                     rows[f"{name}, {distance}{title}"] = Row(selection | processing, column, "mean", ".2f")
+                if "nsd" in scores:  # scores of earlier versions lack it
+                    rows[f"{name}, {NSD}{title}"] = Row(selection | processing, "nsd", "mean", ".1f", 100)
             rows[f"{name}, missing"] = Row(selection, "hd95_mm", "missing", "d")
         for column, title in VOLUMES.items():
             rows |= {f"{title}, {name}": Row({}, column, m, form) for m, (name, form) in AGREEMENT.items()}
@@ -198,7 +202,7 @@ def cell(row: Row, rows: pd.DataFrame, seed: int) -> str:
         return ABSENT
     if row.measure == "missing":
         return f"{(rows['dice'].notna() & rows[row.column].isna()).sum()} of {rows['dice'].count()}"
-    if not rows[row.column].count():
+    if row.column not in rows or not rows[row.column].count():
         return NONE
 
     def text(value: float) -> str:
@@ -316,7 +320,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def write_scores(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path) -> None:
     """Write `scores.csv`, `volumes.csv` and, from the scores, `dice_frames.csv`, all rounded."""
-    scores = scores.round({"dice": 5, "hd95_mm": 3, "assd_mm": 3})
+    scores = scores.round({"dice": 5, "hd95_mm": 3, "assd_mm": 3, "nsd": 5})
     for name, table in (("scores", scores), ("volumes", volumes.round(3)), ("dice_frames", dice_frames(scores))):
         write_csv(folder / f"{name}.csv", table)
 
@@ -328,7 +332,7 @@ def write_tables(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path, seed
     `comparison.md`. Tables are made of the files, whose scores are rounded, so they can be made again from them.
     """
     write_scores(scores, volumes, folder)
-    scores, volumes, frames = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "volumes", "dice_frames"))
+    scores, volumes, frames = (read_csv(folder / f"{name}.csv") for name in ("scores", "volumes", "dice_frames"))
     dice = dice_table(frames)
     named = {f"table_{n}": table(n, scores, volumes, seed) for n in (1, 2, 3)}
     named["differences"] = difference_table(scores, seed)

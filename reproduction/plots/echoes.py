@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from echo.augment import shape_statistics
 from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES, to_camus
 from echo.resume import atomic
 from reproduction.evaluation.images import nearest_distances
+from reproduction.evaluation.shape import shape_statistics
 
 # Okabe and Ito's palette, safe for colour-blind readers.
 COLOURS = {"LV endo": "#56B4E9", "LV epi": "#E69F00", "LA": "#CC79A7"}
@@ -65,7 +65,7 @@ def name_rows(axes: NDArray, *names: str) -> None:
 
 def example_views(frames, rows: list[int]) -> Figure:
     """Image, label map and contours for some frames (`echo.frames.Frames`), a column each."""
-    figure, axes = plt.subplots(3, len(rows), figsize=(2 * len(rows), 6.4), layout="constrained")
+    figure, axes = plt.subplots(3, len(rows), figsize=(2 * len(rows), 6.4), layout="constrained", squeeze=False)
     for column, row in zip(axes.T, rows, strict=True):
         facts = frames.index.iloc[row]
         show(column[0], frames.images[row], f"{facts['view']} {facts['phase']}")
@@ -98,7 +98,7 @@ def frame_views(frames, row: int) -> Figure:
 def augmented_maps(sources: NDArray[np.uint8], augmented: NDArray[np.uint8]) -> Figure:
     """SDM label maps of real patients (n, H, W) above augmented versions of them."""
     n = len(sources)
-    figure, axes = plt.subplots(2, n, figsize=(1.5 * n, 3.2), layout="constrained")
+    figure, axes = plt.subplots(2, n, figsize=(1.5 * n, 3.2), layout="constrained", squeeze=False)
     for column, source, new in zip(axes.T, sources, augmented, strict=True):
         show_labels(column[0], source)
         show_labels(column[1], new)
@@ -121,7 +121,7 @@ def label_edits(
         show(column[2], image)
         draw_contours(column[2], to_camus(sdm_label), linestyles=":")
         draw_contours(column[2], found)
-    name_rows(axes, "label map", "painted", "contours")
+    name_rows(axes, "label map", "image", "contours")
     structure_legend(figure)
     return figure
 
@@ -159,7 +159,7 @@ def denoising_step(x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], tit
 def real_beside_synthetic(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], frames) -> Figure:
     """For the same label maps: label map, the real echo, and the echo painted from noise; n columns."""
     n = len(real)
-    figure, axes = plt.subplots(3, n, figsize=(1.6 * n, 5.2), layout="constrained")
+    figure, axes = plt.subplots(3, n, figsize=(1.6 * n, 5.2), layout="constrained", squeeze=False)
     for k, column in enumerate(axes.T):
         facts = frames.index.iloc[k]
         show_labels(column[0], frames.sdm_labels[k], f"{facts['view']} {facts['phase']}")
@@ -198,14 +198,17 @@ def blind_pairs(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], real_left
 
 
 def synthetic_grid(synthetic, columns: int = 6) -> Figure:
-    """Label maps and the synthetic echoes painted for them, `columns` of each view and phase (Frames)."""
-    figure, axes = plt.subplots(8, columns, figsize=(1.35 * columns, 11.6), layout="constrained")
-    for k, (view, phase) in enumerate(VIEW_PHASES):
-        rows = np.flatnonzero(synthetic.index["class_label"] == k)[:columns]
-        for column, row in enumerate(rows):
-            show_labels(axes[2 * k, column], synthetic.sdm_labels[row])
-            show(axes[2 * k + 1, column], synthetic.images[row])
-        axes[2 * k, 0].set_title(f"{view} {phase}", fontsize=9, loc="left")
+    """Label maps and the synthetic echoes painted for them, `columns` of each view and phase that is there (Frames)."""
+    groups = synthetic.index.groupby("class_label").indices
+    size = (1.35 * columns, 0.8 + 2.7 * len(groups))
+    figure, axes = plt.subplots(2 * len(groups), columns, figsize=size, layout="constrained", squeeze=False)
+    for pair, (k, rows) in zip(axes.reshape(-1, 2, columns), groups.items(), strict=True):
+        for column, row in zip(pair.T, rows, strict=False):
+            show_labels(column[0], synthetic.sdm_labels[row])
+            show(column[1], synthetic.images[row])
+        for ax in pair[:, len(rows) :].flat:
+            ax.set_axis_off()
+        pair[0, 0].set_title(" ".join(VIEW_PHASES[k]), fontsize=9, loc="left")
     structure_legend(figure)
     return figure
 

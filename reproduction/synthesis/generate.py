@@ -1,4 +1,4 @@
-"""Generation: a synthetic, labelled data set, painted for augmented label maps of real patients.
+"""Generation: a synthetic, labelled dataset, painted for augmented label maps of real patients.
 
 Training images come from training patients' label maps and validation images from validation patients', so a
 segmenter can be trained and chosen on synthetic images alone.
@@ -26,7 +26,7 @@ from echo.enlarger import Enlarger
 from echo.frames import Frames
 from echo.labels import sector_of, to_camus, to_sdm
 from echo.progress import tqdm
-from echo.resume import atomic, read_json, write_csv, write_json
+from echo.resume import atomic, read_csv, read_json, whole, write_csv, write_json
 from echo.sampler import Cascade, paint
 from echo.unet import SemanticUNet
 from reproduction.synthesis.shapes import ShapeModel, fit_shapes, sample_shape
@@ -58,6 +58,14 @@ def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> t
 def class_shapes(frames: Frames, class_label: int) -> ShapeModel:
     """The shape model of a split's label maps of one view and phase."""
     return fit_shapes(frames.labels[frames.index["class_label"] == class_label])
+
+
+def shape_models(frames: Frames) -> list[ShapeModel]:
+    """The shape model of each view and phase that a split has; empty where one has too few label maps for it."""
+    try:
+        return [class_shapes(frames, k) for k in sorted(frames.index["class_label"].unique())]
+    except ValueError:
+        return []
 
 
 def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> pd.DataFrame:
@@ -98,7 +106,7 @@ def set_facts(diffusion: Path, profile: Profile, seed: int) -> dict:
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    groups = [*model_groups(profile), *([ENLARGER] if profile.enlarger else [])]
+    groups = [*trained_groups(diffusion, profile), *([ENLARGER] if profile.enlarger else [])]
     weights = {group: model_folder(diffusion, group) / "diffusion_pytorch_model.safetensors" for group in groups}
     facts = {
         "profile": profile.name,
@@ -187,7 +195,10 @@ def generate(
     check_facts(folder, facts)
     groups = model_groups(profile)
     frames = {"training": training, "validation": validation}
-    batches = dict(list(plan(training, validation, profile, seed).groupby("batch")))
+    images = plan(training, validation, profile, seed)
+    for class_label in images["class_label"].unique():
+        model_folder(diffusion, groups[class_label])  # each has its network
+    batches = dict(list(images.groupby("batch")))
     parts = {number: folder / "batches" / f"{number:06d}.csv" for number in batches}
     for number in tqdm(list(batches)[k::n], desc="synthetic images", unit="batch"):
         batch = batches[number]
@@ -200,7 +211,7 @@ def generate(
         return None
     for leftover in folder.glob("*/.*"):  # of processes that were killed while they wrote
         leftover.unlink(missing_ok=True)  # another process may be as far
-    write_csv(folder / "manifest.csv", pd.concat([pd.read_csv(part, dtype=str) for part in parts.values()]))
+    write_csv(folder / "manifest.csv", pd.concat([read_csv(part, dtype=str) for part in parts.values()]))
     return read_manifest(folder)
 
 
@@ -229,28 +240,40 @@ def regenerate(
 
 
 def load_models(folder: Path, profile: Profile) -> dict[int, SemanticUNet | Cascade]:
-    """The trained diffusion model for each class label: one for all, or one each (`profile.per_view_phase`). A
-    cascade's second stage is the same for all.
+    """The trained diffusion model for each class label: one for all, or one each (`profile.per_view_phase`) of those
+    that the training frames had. A cascade's second stage is the same for all.
 
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    networks = {group: load_network(SemanticUNet, folder, group) for group in dict.fromkeys(model_groups(profile))}
+    networks = {group: load_network(SemanticUNet, folder, group) for group in trained_groups(folder, profile)}
     if profile.enlarger:
         enlarger = load_network(Enlarger, folder, ENLARGER)
         networks = {group: Cascade(unet, enlarger) for group, unet in networks.items()}
-    return {k: networks[group] for k, group in enumerate(model_groups(profile))}
+    return {k: networks[group] for k, group in enumerate(model_groups(profile)) if group in networks}
 
 
 def load_network(kind: type, folder: Path, group: str) -> ModelMixin:
     """A trained network (`SemanticUNet` or `Enlarger`) in float32 on this process's device, in evaluation mode."""
-    network = kind.from_pretrained(model_folder(folder, group), torch_dtype=torch.float32)
+    path = model_folder(folder, group)
+    with whole(path):
+        network = kind.from_pretrained(path, torch_dtype=torch.float32)
     return network.to(get_device(), memory_format=torch.channels_last).eval()
 
 
 def model_groups(profile: Profile) -> list[str]:
     """The name of the model that serves each class label of `config.VIEW_PHASES`."""
     return [f"{view}_{phase}" if profile.per_view_phase else "all" for view, phase in VIEW_PHASES]
+
+
+def trained_groups(diffusion: Path, profile: Profile) -> list[str]:
+    """Those of `model_groups` that have a trained network: a dataset may lack a view or a phase.
+
+    Raises:
+        FileNotFoundError: when none has.
+    """
+    groups = list(dict.fromkeys(model_groups(profile)))
+    return [g for g in groups if (diffusion / g / "model").exists()] or [model_folder(diffusion, groups[0]).name]
 
 
 def model_folder(diffusion: Path, group: str) -> Path:

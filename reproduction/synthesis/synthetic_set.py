@@ -13,9 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from skimage.io import imread
 
-from echo.config import SPLITS, VIEW_PHASES
+from echo.config import SPLITS
 from echo.frames import Frames
-from echo.resume import read_json, write_csv
+from echo.resume import DamagedFile, read_csv, read_json, whole, write_csv
 from reproduction.datasets import layout
 
 KINDS = ("labels", "conditions", "images")  # in the order they are written: where an image is, its label maps are
@@ -40,12 +40,19 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     path = folder / "manifest.csv"
     if not path.exists():
         raise FileNotFoundError(f"{folder}: no synthetic images; run notebook 03 or `python -m echo generate`")
-    return pd.read_csv(path, dtype={"id": str})
+    table = read_csv(path, dtype={"id": str})
+    if lost := {"id", "split", "patient", "class_label", "batch", "sha256"} - set(table):
+        raise DamagedFile(path, f"it has no column {min(lost)}")
+    return table
 
 
 def read_images(folder: Path, kind: str, names: pd.Series) -> NDArray[np.uint8]:
     """uint8 (N, S, S) of one of `KINDS`."""
-    return np.stack([imread(png(folder, kind, name)) for name in names])
+    images = []
+    for path in (png(folder, kind, name) for name in names):
+        with whole(path):
+            images.append(imread(path))
+    return np.stack(images)
 
 
 def filter_worst(table: pd.DataFrame, folder: Path, percent: float) -> pd.DataFrame:
@@ -64,7 +71,7 @@ def filter_worst(table: pd.DataFrame, folder: Path, percent: float) -> pd.DataFr
         return table
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run `python -m echo fidelity {folder}`")
-    dice = pd.read_csv(path, dtype={"id": str}).set_index("id")["mean"].reindex(table["id"]).set_axis(table.index)
+    dice = read_csv(path, dtype={"id": str}).set_index("id")["mean"].reindex(table["id"]).set_axis(table.index)
     if dice.isna().any():
         raise ValueError(f"{path}: no value for image {table['id'][dice.isna()].iloc[0]}")
     rank = dice.groupby([table["split"], table["class_label"]]).rank(pct=True, method="first")
@@ -104,15 +111,16 @@ def verify(folder: Path) -> list[str]:
 
 
 def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
-    """Write a set in CAMUS's NIfTI layout, which `open_camus` reads; returns how many images had no place.
+    """Write a set in CAMUS's NIfTI layout, which `open_camus` reads; returns how many patients lack a view or phase
+    that others of their split have: the last ones, where the set has fewer images of it.
 
-    A patient of that layout has a frame of each view and phase, so images are put together by fours: of one source
-    patient as long as it has all four, then of different ones. Either way each label map was augmented by itself, so
-    a patient is no one heart, and no ejection fraction is given. `synthetic.csv` says which image went where. The
-    testing list is empty. Pixels keep the size in mm of the source frame's.
+    A patient of that layout has one frame of a view and phase, so images of different views and phases are put
+    together: of one source patient as long as it has them, then of different ones. Either way each label map was
+    augmented by itself, so a patient is no one heart, and no ejection fraction is given. `synthetic.csv` says which
+    image went where. The testing list is empty. Pixels keep the size in mm of the source frame's.
 
     Raises:
-        ValueError: when `target` holds a data set, or the set has no images for a single patient.
+        ValueError: when `target` holds a data set, or the set has no image.
     """
     if (target / "database_nifti").exists():
         raise ValueError(f"{target} holds a data set: choose a new folder")
@@ -120,13 +128,14 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
     table["use"] = table.groupby(["split", "patient", "class_label"]).cumcount()
     table = table.sort_values(["use", "patient"], kind="stable")
     table["place"] = table.groupby(["split", "class_label"]).cumcount()
-    groups = [g for _, g in table.groupby(["split", "place"]) if len(g) == len(VIEW_PHASES)]
-    if not groups:
-        raise ValueError(f"{folder}: no {len(VIEW_PHASES)} images make a patient, one of each view and phase")
+    if table.empty:
+        raise ValueError(f"{folder}: no image to export")
+    views_phases, lacking = table.groupby("split")["class_label"].nunique(), 0
     splits, rows = {split: [] for split in SPLITS}, []
-    for number, group in enumerate(groups, start=1):
+    for number, ((split, _place), group) in enumerate(table.groupby(["split", "place"]), start=1):
+        lacking += len(group) < views_phases[split]
         patient = target / "database_nifti" / f"patient{number:04d}"
-        splits[group["split"].iloc[0]].append(patient.name)
+        splits[split].append(patient.name)
         images, labels = (read_images(folder, kind, group["id"]) for kind in ("images", "labels"))
         for row, image, label in zip(group.itertuples(), images, labels, strict=True):
             spacing = (row.spacing_row_mm, row.spacing_col_mm)
@@ -137,4 +146,4 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
     write_csv(target / "synthetic.csv", pd.DataFrame(rows))
     for card in folder.glob("*_CARD.md"):
         shutil.copy(card, target)
-    return len(table) - len(rows)
+    return lacking
