@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
+from monai.transforms.utils import get_largest_connected_component_mask
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
@@ -70,12 +71,9 @@ def sector_mask(image: NDArray[np.uint8], threshold: int = 2) -> NDArray[np.bool
     convex hull of the largest bright component.
     """
     bright = ndimage.binary_opening(ndimage.median_filter(image, 3) > threshold, iterations=1)
-    components, count = ndimage.label(bright)
-    if count == 0:
+    if not bright.any():
         return np.ones(image.shape, bool)
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    return convex_hull_image(components == sizes.argmax())
+    return convex_hull_image(get_largest_connected_component_mask(bright, connectivity=1))
 
 
 def sector_of(sdm_label: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ import torch
 from echo.device import environment_number
 
 WINDOW = 10  # steps whose median time is compared
+USED: set[int] = set()  # with how many threads trainings computed since somebody emptied it; for a run's manifest
 logger = logging.getLogger(__name__)
 
 
@@ -73,6 +74,7 @@ def using_threads(count: int) -> Iterator[None]:
     """Within this block PyTorch computes with so many CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
+    USED.add(count)
     try:
         yield
     finally:

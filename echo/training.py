@@ -165,10 +165,12 @@ def held_out_loss(
     stage: Stage,
     accelerator: Accelerator,
 ) -> float:
-    """The loss of the averaged weights on validation frames.
+    """The loss of the averaged weights on validation frames; NaN without any.
 
     Frames, noise and t never change (they are those of steps that no training reaches), so that values compare.
     """
+    if not len(validation):
+        return math.nan
     shares = accelerator.num_processes * stage.config.gradient_accumulation
     draws = ((step, share) for step in range(2**40, 2**40 + 4) for share in range(shares))
     batches = (stage.draw(validation, seed, step, share, shares) for step, share in draws)

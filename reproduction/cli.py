@@ -3,16 +3,33 @@
 import logging
 import os
 import signal
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from echo.config import PROFILES
 from reproduction import RESULTS, need_checkout
 from reproduction.runs.one_line import DEBUG, Commands
-from reproduction.runs.table import PIPELINE, STAGES, STUDIES
+from reproduction.runs.options import (
+    DataOption,
+    DropOption,
+    FreshOption,
+    Layout,
+    PatternOption,
+    ProfileName,
+    ProfileOption,
+    RunArgument,
+    RunOption,
+    SeedOption,
+    SetArgument,
+    SkipOption,
+    Source,
+    StageName,
+    StudyName,
+    expanded,
+    here,
+)
+from reproduction.runs.table import STAGES, STUDIES
 
 app = typer.Typer(
     cls=Commands,
@@ -33,43 +50,6 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Print an error'
 def main() -> None:
     """The program `python -m echo`."""
     app(prog_name="python -m echo")
-
-
-def here(path: str) -> Path:
-    """A path option, with ~ expanded: no shell does it after "="."""
-    return Path(path).expanduser()
-
-
-def expanded(text: str) -> str:
-    """The same, where a path may be absent or "phantom"."""
-    return str(here(text)) if text.startswith("~") else text
-
-
-ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
-StageName = StrEnum("StageName", {name: name for name in PIPELINE})
-StudyName = StrEnum("StudyName", {name: name for name in STUDIES})
-Layout = StrEnum("Layout", {"camus": "camus", "nnunet": "nnunet"})
-Source = StrEnum("Source", {"camus": "camus", "weights": "released-weights"})
-ProfileOption = Annotated[ProfileName, typer.Option(help="Sizes of everything; see echo/config.py.")]
-DataOption = Annotated[str, typer.Option(help='"phantom", or the folder of a dataset.', callback=expanded)]
-RunOption = Annotated[str, typer.Option(help="Run folder; by default runs/PROFILE-DATA.", callback=expanded)]
-SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Move stages that were made from other inputs aside, and begin them anew.")
-]
-SkipOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave patients with a faulty file out; the manifest names them.")
-]
-PatternOption = Annotated[
-    str,
-    typer.Option(
-        "--patient-pattern",
-        help='Of an nnU-Net dataset: a case\'s patient is its name up to this; "$": each case. [default: _\\d+$]',
-    ),
-]
-SetArgument = Annotated[Path, typer.Argument(help="A finished synthetic set: runs/NAME/synthetic.", parser=here)]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder, of a run under way or finished.", parser=here)]
-DropOption = Annotated[float, typer.Option(help="Leave out the worst so many %, after `fidelity`.")]
 
 
 def stop_kernels_too() -> None:
@@ -181,6 +161,9 @@ def trace(
 
 @app.command()
 def generate(
+    directory: Annotated[
+        Path | None, typer.Argument(help="With --pretrained: the folder of the new data set.", show_default=False)
+    ] = None,
     profile: ProfileOption = ProfileName.laptop,
     data: DataOption = "phantom",
     run: RunOption = "",
@@ -194,8 +177,17 @@ def generate(
             min=1, help="Another number of training images, as a set of its own: synthetic-IMAGES in the run."
         ),
     ] = None,
+    pretrained: Annotated[
+        str,
+        typer.Option(
+            help='"camus": paint labelled echoes into DIRECTORY, in CAMUS\'s layout, with published weights. No run '
+            "and no data are needed.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
-    """Paint the synthetic set of a run whose diffusion model is trained. Called again, it resumes.
+    """Paint the synthetic set of a run whose diffusion model is trained, or a data set with --pretrained. Called again,
+    it resumes.
 
     The set is the same bit for bit however it is divided: by --shard over independent jobs, in any order, or by
     torchrun --standalone --nproc_per_node N -m -- echo generate ...
@@ -206,6 +198,9 @@ def generate(
     from reproduction.runs import stages
     from reproduction.runs.run import open_run
 
+    if pretrained:
+        paint_without_data(pretrained, directory, images or 100, seed)
+        return
     k, n = parse_shard(shard) if shard else launched() or (0, 1)
     opened = open_run(profile.value, data, run, seed, recompute=True)
     folder = opened.folder("generation")
@@ -217,6 +212,19 @@ def generate(
         stages.generation_stage(opened, (k, n))
     complete = (folder / "manifest.csv").exists()
     typer.echo(folder if complete else f"{folder}: shard {k}/{n} is painted, others are not")
+
+
+def paint_without_data(name: str, directory: Path | None, images: int, seed: int) -> None:
+    """`generate --pretrained`."""
+    from echo.config import CPU
+    from reproduction.synthesis.pretrained import PRETRAINED, paint_pretrained
+
+    if name not in PRETRAINED:
+        raise ValueError(f"no pretrained weights {name!r}: there are {', '.join(PRETRAINED)}")
+    if directory is None:
+        raise ValueError("--pretrained needs the folder of the new data set: generate --pretrained camus DIRECTORY")
+    table = paint_pretrained(PRETRAINED[name], CPU, directory, images, seed)
+    typer.echo(f"{directory}: {len(table)} images of {table['patient'].nunique()} patients, with label maps")
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -276,8 +284,8 @@ def export(
         return
     if with_real:
         raise ValueError("--with-real is for --format nnunet: CAMUS's layout has a patient for each four images")
-    left_out = export_camus(folder, target, drop_worst)
-    typer.echo(f"{target}: written; {left_out} images without a partner of each view and phase are left out")
+    lacking = export_camus(folder, target, drop_worst)
+    typer.echo(f"{target}: written; {lacking} patients lack a view or phase that others have")
 
 
 @app.command()

@@ -9,6 +9,7 @@ import torch
 from echo.config import SMOKE, Profile
 from echo.frames import Frames
 from echo.resume import read_json, write_json
+from echo.segmenter import build_segmenter
 from echo.unet import SemanticUNet, build_unet
 from reproduction.datasets.prepare import open_data, prepare, read_frames
 
@@ -56,6 +57,13 @@ def random_unet(smoke) -> SemanticUNet:
     for p in unet.parameters():
         torch.nn.init.normal_(p, std=0.05)
     return unet
+
+
+@pytest.fixture(scope="session")
+def judge(smoke) -> torch.nn.Module:
+    """A segmenter with random weights."""
+    torch.manual_seed(0)
+    return build_segmenter(smoke.segmenter).eval()
 
 
 @pytest.fixture(scope="session")

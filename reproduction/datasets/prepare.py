@@ -132,6 +132,15 @@ def augmentation_faults(raw: Source, frames: Frames, profile: Profile) -> list[D
     return faults
 
 
+def unpainted(raw: Source, training: Frames, validation: Frames) -> list[DataError]:
+    """A fault for each validation frame of a view and phase that no training frame has: where each of these has a
+    diffusion model of its own, there is none for it."""
+    extra = validation.index[~validation.index["class_label"].isin(training.index["class_label"])]
+    reason = "no training frame has this view and phase, of which the profile trains a diffusion model by itself"
+    rows = extra[raw.key_columns].itertuples(index=False)
+    return [DataError(raw.label_path(*key), reason, key[0]) for key in rows]
+
+
 def prepare(
     raw: Source, source: str, profile: Profile, folder: Path, progress: bool = True, on_error: str = "raise"
 ) -> None:
@@ -156,6 +165,8 @@ def prepare(
         frames[split] = read_frames(raw, split, profile.image_size, progress, faults)
     if frames["training"] is not None:
         faults += augmentation_faults(raw, frames["training"], profile)
+    if profile.per_view_phase and None not in frames.values():
+        faults += unpainted(raw, frames["training"], frames["validation"])
     for _ in _raw_frames(raw, "testing", faults, progress) if raw.tests_labelled else ():
         pass
     bad = {fault.patient for fault in faults if fault.patient}

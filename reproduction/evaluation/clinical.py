@@ -44,7 +44,8 @@ def volume_ml(cavities: list[tuple[NDArray[np.bool_], tuple[float, float]]]) -> 
 def patient_volumes(
     labels: Mapping[tuple[str, str], tuple[NDArray[np.uint8], tuple[float, float]]],
 ) -> dict[str, float]:
-    """A patient's edv_ml, esv_ml (mL, at ED and ES) and ef (%, 100 (EDV - ESV) / EDV).
+    """A patient's edv_ml, esv_ml (mL, at ED and ES) and ef (%, 100 (EDV - ESV) / EDV; NaN where the two volumes are of
+    different views, which do not compare).
 
     Args:
         labels: for each view and phase, the CAMUS label map (H, W) and its pixel spacing (row, column) in mm.
@@ -55,4 +56,5 @@ def patient_volumes(
         )
         for phase in PHASES
     )
-    return {"edv_ml": edv, "esv_ml": esv, "ef": 100 * (edv - esv) / edv}
+    views = [{view for view, at in labels if at == phase} for phase in PHASES]
+    return {"edv_ml": edv, "esv_ml": esv, "ef": 100 * (edv - esv) / edv if views[0] == views[1] else np.nan}

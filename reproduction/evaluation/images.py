@@ -5,6 +5,7 @@ grey levels, speckle, spectrum), their diversity (MS-SSIM) and their independenc
 distances). How well they follow their label maps is `frame_dice` of a segmenter's prediction.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,18 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 MS_SSIM_WINDOW = 11
+
+
+class TooFew(ValueError):
+    """There are too few images for a measure."""
+
+
+def or_nan(measure: Callable[..., float], *arguments, **options) -> float:
+    """A measure of these arguments; NaN where there are too few images for it."""
+    try:
+        return measure(*arguments, **options)
+    except TooFew:
+        return np.nan
 
 
 @torch.no_grad()
@@ -74,8 +87,10 @@ def inception_features(images: NDArray[np.uint8], weights: str | Path, batch_siz
 
 def _feature_pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"two sets of at least 2 features (N, D) are needed, not {a.shape} and {b.shape}")
+    if min(len(a), len(b)) < 2:
+        raise TooFew(f"two sets of at least 2 features (N, D) are needed, not {a.shape} and {b.shape}")
     return a, b
 
 
@@ -87,7 +102,8 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     `kernel_distance`. N < D is allowed.
 
     Raises:
-        ValueError: for fewer than 2 rows, or different D.
+        TooFew: for fewer than 2 rows.
+        ValueError: for different D.
     """
     a, b = _feature_pair(a, b)
     roots = []
@@ -107,7 +123,8 @@ def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
     Its expectation is 0 for sets of one distribution, so single values may be slightly negative.
 
     Raises:
-        ValueError: for fewer than 2 rows, or different D.
+        TooFew: for fewer than 2 rows.
+        ValueError: for different D.
     """
     a, b = _feature_pair(a, b)
     aa, bb, ab = ((x @ y.T / a.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
@@ -152,7 +169,7 @@ def diversity(images: NDArray[np.uint8], seed: int, pairs: int = 200, groups: Ar
             how much the noise alone varies. Groups of one image are left out.
 
     Raises:
-        ValueError: when no group has two images.
+        TooFew: when no group has two images.
     """
     labels = np.zeros(len(images), int) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     counts = np.bincount(labels, minlength=1)
@@ -160,7 +177,7 @@ def diversity(images: NDArray[np.uint8], seed: int, pairs: int = 200, groups: Ar
     starts = np.cumsum(counts) - counts
     candidates = np.flatnonzero(counts[labels[order]] > 1)  # places in that order
     if not len(candidates):
-        raise ValueError("no two images to compare: every group has fewer than 2")
+        raise TooFew("no two images to compare: every group has fewer than 2")
     rng = np.random.default_rng(seed)
     first = rng.choice(candidates, pairs)
     start, count = (per_group[labels[order[first]]] for per_group in (starts, counts))

@@ -1,11 +1,11 @@
-"""Scores of a segmentation: Dice and surface distances of a frame, and the one scoring on test frames."""
+"""Scores of a segmentation: Dice, surface distances and surface Dice of a frame, and the one scoring on test frames."""
 
 import warnings
 
 import numpy as np
 import pandas as pd
 import torch
-from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from monai.networks.nets import UNet
 from monai.transforms.utils import get_largest_connected_component_mask
 from numpy.typing import NDArray
@@ -18,35 +18,43 @@ from echo.segmenter import predict
 from reproduction.datasets.prepare import Source
 from reproduction.evaluation.clinical import patient_volumes
 
+NSD_TOLERANCE_MM = 2.0  # borders that are no farther apart count as the same in the surface Dice
 
-def surface_distances(
+
+def surface_measures(
     prediction: NDArray[np.uint8],
     label: NDArray[np.uint8],
     spacing_mm: tuple[float, float] | None,
     classes: Classes = CAMUS,
 ) -> pd.DataFrame:
-    """Distances in mm between the borders of each structure (rows) in two label maps (H, W): hd95_mm, the larger of
-    the two directed 95th percentiles, and assd_mm, the mean over both borders; in pixels, hd95_px and assd_px, where
-    no size of a pixel is known.
+    """How far the borders of each structure (rows) in two label maps (H, W) are apart: hd95_mm, the larger of the two
+    directed 95th percentiles of their distance; assd_mm, its mean over both borders; and nsd, the surface Dice
+    (normalised surface distance, Nikolov et al. 2021), the share in [0, 1] of both borders that is no farther than
+    `NSD_TOLERANCE_MM` from the other one. Where no size of a pixel is known, hd95_px and assd_px alone, in pixels.
 
-    Borders are the masks' outermost pixels. NaN for a structure that is missing from one of the maps, or both.
+    Borders are the masks' outermost pixels. Distances are NaN for a structure that is missing from one of the maps, and
+    nsd is 0 then; all are NaN for one that is missing from both.
 
     Args:
         spacing_mm: size (row, column) of a pixel.
     """
-    unit = "mm" if spacing_mm else "px"
-    distances = pd.DataFrame(np.nan, index=list(classes.structures), columns=[f"hd95_{unit}", f"assd_{unit}"])
+    names = ["hd95_mm", "assd_mm", "nsd"] if spacing_mm else ["hd95_px", "assd_px"]
+    measures = pd.DataFrame(np.nan, index=list(classes.structures), columns=names)
     for name, members in classes.structures.items():
         masks = [torch.from_numpy(np.isin(m, members))[None, None] for m in (prediction, label)]
-        if not (masks[0].any() and masks[1].any()):
+        there = [bool(mask.any()) for mask in masks]
+        if not all(there):
+            if spacing_mm:
+                measures.loc[name, "nsd"] = 0.0 if any(there) else np.nan
             continue
         options = {"include_background": True, "spacing": spacing_mm or (1.0, 1.0)}
         with warnings.catch_warnings():  # MONAI calls its own function with an argument that it has deprecated
             warnings.simplefilter("ignore", FutureWarning)
             hd95 = compute_hausdorff_distance(*masks, percentile=95, **options).item()
             assd = compute_average_surface_distance(*masks, symmetric=True, **options).item()
-        distances.loc[name] = hd95, assd
-    return distances
+            nsd = compute_surface_dice(*masks, class_thresholds=[NSD_TOLERANCE_MM], **options).item()
+        measures.loc[name] = hd95, assd, nsd
+    return measures
 
 
 def largest_components(label: NDArray[np.uint8], classes: Classes = CAMUS) -> NDArray[np.uint8]:
@@ -70,15 +78,15 @@ def frame_scores(
     classes: Classes = CAMUS,
 ) -> pd.DataFrame:
     """A row for each structure and processing ("raw", "largest component") of a prediction (H, W): structure,
-    processing, dice in [0, 1], the columns of `surface_distances`, and labelled, whether the label has the structure.
+    processing, dice in [0, 1], the columns of `surface_measures`, and labelled, whether the label has the structure.
 
-    A structure that only one of prediction and label has counts as missing: Dice 0, and no distance (NaN). One that
-    neither has is left out: NaN throughout.
+    A structure that only one of prediction and label has counts as missing: Dice and surface Dice 0, and no distance
+    (NaN). One that neither has is left out: NaN throughout.
     """
     kept = largest_components(prediction, classes)
     dice = frame_dice(np.stack([prediction, kept]), np.stack([label, label]), classes)
-    raw = surface_distances(prediction, label, spacing_mm, classes)
-    clean = raw if (kept == prediction).all() else surface_distances(kept, label, spacing_mm, classes)
+    raw = surface_measures(prediction, label, spacing_mm, classes)
+    clean = raw if (kept == prediction).all() else surface_measures(kept, label, spacing_mm, classes)
     parts = [d.assign(dice=dice.loc[k]) for k, d in enumerate((raw, clean))]
     table = pd.concat(parts, keys=["raw", "largest component"], names=["processing", "structure"]).reset_index()
     labelled = {name: np.isin(label, members).any() for name, members in classes.structures.items()}

@@ -11,6 +11,7 @@ from echo.config import VIEW_PHASES
 from echo.resume import read_csv, write_csv, write_text
 from reproduction import PAPER_RESULTS
 from reproduction.datasets.anatomy import QUALITIES
+from reproduction.evaluation.segmentation import NSD_TOLERANCE_MM
 from reproduction.evaluation.statistics import bland_altman, differences, frame_names, structures_of, summary
 
 # The main rows of the experiment, and what readers call them; other rows go by their own name.
@@ -22,6 +23,7 @@ TRAIN_NAMES = {
 }
 FRAME = ["train", "seed", "patient", "view", "phase", "case", "condition", "quality"]  # a source has some of them
 DISTANCES = {"hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "hd95_px": "HD95, pixels", "assd_px": "ASSD, pixels"}
+NSD = f"NSD at {NSD_TOLERANCE_MM:g} mm, %"
 VOLUMES = {"ef": "EF, points", "edv_ml": "EDV, mL", "esv_ml": "ESV, mL"}
 AGREEMENT = {  # measure: what a row's name calls it, format of its numbers
     "bias": ("bias", "+z.1f"),
@@ -89,8 +91,7 @@ def prepared(scores: pd.DataFrame) -> pd.DataFrame:
 def dice_frames(scores: pd.DataFrame) -> pd.DataFrame:
     """A row for each frame, with the raw Dice in [0, 1] of each structure in a column, from tidy scores."""
     scores = prepared(scores)
-    facts = [name for name in FRAME if name in scores.columns]
-    raw = scores[scores["processing"] == "raw"].set_index([*facts, "structure"])["dice"]
+    raw = scores[scores["processing"] == "raw"].set_index([*(n for n in FRAME if n in scores), "structure"])["dice"]
     return raw.unstack("structure", sort=False)[structures_of(scores)].reset_index().rename_axis(columns=None)
 
 
@@ -104,8 +105,7 @@ def dice_table(frames: pd.DataFrame) -> pd.DataFrame:
         Columns train, structure, seed, n_frames, dice_mean, dice_sd. A structure absent from both label and
         prediction is left out of mean and count.
     """
-    structures = [name for name in frames.columns if name not in FRAME]
-    long = frames.melt(["train", "seed"], structures, var_name="structure", value_name="dice")
+    long = frames.melt(["train", "seed"], [n for n in frames if n not in FRAME], "structure", "dice")
     groups = long.groupby(["train", "structure", "seed"], sort=False)["dice"]
     table = groups.agg(n_frames="count", dice_mean="mean", dice_sd="std").reset_index()
     table[["dice_mean", "dice_sd"]] = (100 * table[["dice_mean", "dice_sd"]]).round(4)
@@ -158,11 +158,9 @@ def in_order(values: set, known: Iterable) -> list:
 
 
 def table_rows(number: int, scores: pd.DataFrame, volumes: pd.DataFrame) -> dict[str, Row]:
-    """The rows of a table by name; what a source has not has none.
-
-    1: Dice. 2: Dice by view and phase, or condition, and by image quality. 3: distances in mm or pixels, raw and after
-    keeping the largest component; missing structures; agreement of ejection fraction and volumes with the expert's.
-    """
+    """The rows of a table by name, of what a source has. 1: Dice. 2: Dice by view and phase, or condition, and by image
+    quality. 3: distances and surface Dice, raw and of the largest component; missing structures; agreement of ejection
+    fraction and volumes with the expert's."""
     raw = {name: {"structure": name, "processing": "raw"} for name in structures_of(scores)}
     distances = {column: title for column, title in DISTANCES.items() if column in scores}
     if number == 1:
@@ -180,6 +178,8 @@ def table_rows(number: int, scores: pd.DataFrame, volumes: pd.DataFrame) -> dict
             for title, processing in (("", {}), (", largest component", kept)):
                 for column, distance in distances.items():
                     rows[f"{name}, {distance}{title}"] = Row(selection | processing, column, "mean", ".2f")
+                if "nsd" in scores:  # scores of earlier versions lack it
+                    rows[f"{name}, {NSD}{title}"] = Row(selection | processing, "nsd", "mean", ".1f", 100)
             rows[f"{name}, missing"] = Row(selection, next(iter(distances)), "missing", "d")
         for column, title in VOLUMES.items():
             found = AGREEMENT.items() if column in volumes else ()
@@ -205,7 +205,7 @@ def cell(row: Row, rows: pd.DataFrame, seed: int) -> str:
         return ABSENT
     if row.measure == "missing":
         return f"{(rows['dice'].notna() & rows[row.column].isna()).sum()} of {rows['dice'].count()}"
-    if not rows[row.column].count():
+    if row.column not in rows or not rows[row.column].count():
         return NONE
 
     def text(value: float) -> str:
@@ -326,7 +326,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def write_scores(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path) -> None:
     """Write `scores.csv`, `volumes.csv` and, from the scores, `dice_frames.csv`, all rounded."""
-    scores = scores.round({"dice": 5} | dict.fromkeys(DISTANCES, 3))
+    scores = scores.round({"dice": 5, "nsd": 5} | dict.fromkeys(DISTANCES, 3))
     for name, table in (("scores", scores), ("volumes", volumes.round(3)), ("dice_frames", dice_frames(scores))):
         write_csv(folder / f"{name}.csv", table)
 

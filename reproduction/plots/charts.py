@@ -228,22 +228,26 @@ STUDY_MEASURES = {
 
 def quality_against_time(study: pd.DataFrame, references: pd.Series) -> Figure:
     """Label fidelity, distance to real images and diversity against seconds an image: a line a sampler, more steps to
-    the right. Settings that fail (mean Dice more than 10 points under the best) leave the axes."""
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
+    the right. Settings that fail (mean Dice more than 10 points under the best) leave the axes. A measure for which
+    there were too few images (NaN) has no panel."""
+    measures = {name: title for name, title in STUDY_MEASURES.items() if study[name].notna().any()}
+    figure, axes = plt.subplots(1, len(measures), figsize=(10, 3.4), layout="constrained", squeeze=False)
     good = study[study["mean Dice"] > study["mean Dice"].max() - 10]
-    for ax, (measure, name) in zip(axes, STUDY_MEASURES.items(), strict=True):
+    for ax, (measure, name) in zip(axes[0], measures.items(), strict=True):
         samplers = study.groupby("sampler", sort=False)
         for (sampler, rows), colour in zip(samplers, sns.color_palette("colorblind"), strict=False):
             rows = rows.sort_values("steps")
             ax.plot(rows["seconds_per_image"], rows[measure], "o-", ms=3.5, lw=1.2, color=colour, label=sampler)
-        values = [*good[measure], *references[references.index == measure]]
-        margin = 0.08 * (max(values) - min(values))
+        values = pd.concat([good[measure], references[references.index == measure]]).dropna()
+        margin = 0.08 * (values.max() - values.min())
         if measure in references:
             ax.axhline(references[measure], color="0.4", ls=":", lw=1.2, label="real images")
         ax.set(xscale="log", xlabel="seconds an image (log scale)", ylabel=name)
-        ax.set_ylim(min(values) - margin, max(values) + margin)
+        ax.set_ylim(values.min() - margin, values.max() + margin)
         sns.despine(ax=ax)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=9
+    )
     return figure
 
 

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from echo.augment import shape_statistics
 from echo.frames import Frames
 from echo.labels import CAMUS, HEART, Classes, to_camus
 from echo.resume import atomic
 from reproduction.evaluation.images import nearest_distances
+from reproduction.evaluation.shape import shape_statistics
 
 # Okabe and Ito's palette, safe for colour-blind readers: of the classes, and of the structures, in their order.
 PALETTE = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00")
@@ -77,7 +77,7 @@ def name_rows(axes: NDArray, *names: str) -> None:
 
 def example_views(frames: Frames, rows: list[int]) -> Figure:
     """Image, label map and contours for some frames, a column each."""
-    figure, axes = plt.subplots(3, len(rows), figsize=(2 * len(rows), 6.4), layout="constrained")
+    figure, axes = plt.subplots(3, len(rows), figsize=(2 * len(rows), 6.4), layout="constrained", squeeze=False)
     for column, row in zip(axes.T, rows, strict=True):
         show(column[0], frames.images[row], frames.titles[row])
         show_labels(column[1], frames.sdm_labels[row], classes=frames.classes)
@@ -113,7 +113,7 @@ def frame_views(frames: Frames, row: int) -> Figure:
 def augmented_maps(sources: NDArray[np.uint8], augmented: NDArray[np.uint8], classes: Classes = CAMUS) -> Figure:
     """SDM label maps of real patients (n, H, W) above augmented versions of them."""
     n = len(sources)
-    figure, axes = plt.subplots(2, n, figsize=(1.5 * n, 3.2), layout="constrained")
+    figure, axes = plt.subplots(2, n, figsize=(1.5 * n, 3.2), layout="constrained", squeeze=False)
     for column, source, new in zip(axes.T, sources, augmented, strict=True):
         show_labels(column[0], source, classes=classes)
         show_labels(column[1], new, classes=classes)
@@ -140,7 +140,7 @@ def label_edits(
         show(column[2], image)
         draw_contours(column[2], to_camus(sdm_label, classes), classes, linestyles=":")
         draw_contours(column[2], found, classes)
-    name_rows(axes, "label map", "painted", "contours")
+    name_rows(axes, "label map", "image", "contours")
     structure_legend(figure, classes)
     return figure
 
@@ -182,7 +182,7 @@ def denoising_step(
 def real_beside_synthetic(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], frames: Frames) -> Figure:
     """For the same label maps: label map, the real echo, and the echo painted from noise; n columns."""
     n = len(real)
-    figure, axes = plt.subplots(3, n, figsize=(1.6 * n, 5.2), layout="constrained")
+    figure, axes = plt.subplots(3, n, figsize=(1.6 * n, 5.2), layout="constrained", squeeze=False)
     for k, column in enumerate(axes.T):
         show_labels(column[0], frames.sdm_labels[k], frames.titles[k], frames.classes)
         for ax, image in zip(column[1:], (real[k], synthetic[k]), strict=True):
@@ -220,18 +220,17 @@ def blind_pairs(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], real_left
 
 
 def synthetic_grid(synthetic: Frames, columns: int = 6) -> Figure:
-    """Label maps and the synthetic echoes painted for them, `columns` of each condition (such as a view and phase)."""
-    conditions = synthetic.classes.conditions or ("",)
-    figsize = (1.35 * columns, 2.9 * len(conditions))
-    figure, axes = plt.subplots(2 * len(conditions), columns, figsize=figsize, layout="constrained", squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for k, condition in enumerate(conditions):
-        rows = np.flatnonzero(synthetic.index["class_label"] == k)[:columns]
-        for column, row in enumerate(rows):
-            show_labels(axes[2 * k, column], synthetic.sdm_labels[row], classes=synthetic.classes)
-            show(axes[2 * k + 1, column], synthetic.images[row])
-        axes[2 * k, 0].set_title(condition, fontsize=9, loc="left")
+    """Label maps and the synthetic echoes painted for them, `columns` of each condition (view and phase) there is."""
+    groups = synthetic.index.groupby("class_label").indices
+    size = (1.35 * columns, 0.8 + 2.7 * len(groups))
+    figure, axes = plt.subplots(2 * len(groups), columns, figsize=size, layout="constrained", squeeze=False)
+    for pair, rows in zip(axes.reshape(-1, 2, columns), groups.values(), strict=True):
+        for column, row in zip(pair.T, rows, strict=False):
+            show_labels(column[0], synthetic.sdm_labels[row], classes=synthetic.classes)
+            show(column[1], synthetic.images[row])
+        for ax in pair[:, len(rows) :].flat:
+            ax.set_axis_off()
+        pair[0, 0].set_title(synthetic.titles[rows[0]], fontsize=9, loc="left")
     structure_legend(figure, synthetic.classes)
     return figure
 

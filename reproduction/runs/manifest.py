@@ -36,11 +36,13 @@ def read_manifest(root: Path) -> dict:
 
 
 def enter_manifest(root: Path, profile: Profile, seed: int, name: str, facts: dict) -> None:
-    """Add a stage's facts to the manifest; seconds add up over interruptions."""
+    """Add a stage's facts to the manifest; seconds add up over interruptions, and so do the numbers of threads."""
     manifest = read_manifest(root) if (root / "manifest.json").exists() else {"stages": {}}
     earlier = manifest["stages"].get(name, {})
     if earlier and not earlier["finished"]:
         facts["seconds"] = round(facts["seconds"] + earlier["seconds"], 1)
+        if threads := {*facts.get("threads", []), *earlier.get("threads", [])}:
+            facts["threads"] = sorted(threads)
     manifest["stages"][name] = facts | {"revision": revision()}
     data_facts = root / STAGES["data"].folder / "data.json"
     manifest |= {

@@ -21,6 +21,7 @@ from echo import segmenter
 from echo.device import get_device, launched, peak_memory_gb, training_processes
 from echo.frames import Frames
 from echo.resume import read_csv, read_json, write_csv, write_json
+from echo.threads import USED
 from reproduction.datasets import prepare
 from reproduction.evaluation import tables
 from reproduction.runs import trainings
@@ -72,6 +73,7 @@ def stage(run: Run, name: str) -> Iterator[bool]:
         return
     if STAGES[name].scores_test and is_main:
         enter_ledger(run.root, name)
+    USED.clear()
     try:
         yield True
         if is_main and (folder / product).exists():
@@ -79,6 +81,8 @@ def stage(run: Run, name: str) -> Iterator[bool]:
     finally:
         if is_main:
             facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
+            if USED:  # of CPU threads, by the trainings of this stage; the last digits depend on it
+                facts["threads"] = sorted(USED)
             facts["peak_memory_gb"] = round(peak_memory_gb(get_device()), 2)
             with one_at_a_time(run):
                 enter_manifest(folder.parent, run.profile, run.seed, name, facts)

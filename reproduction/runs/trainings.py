@@ -79,13 +79,14 @@ def train_cells(
 
 
 def train_generator(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> None:
-    """Train the diffusion model, or one for each view and phase, below `folder`, and a cascade's second stage, which
-    serves all; resumes."""
-    groups = model_groups(profile, training.classes)
+    """Train the diffusion model, or one for each view and phase that the training frames have, below `folder`, and a
+    cascade's second stage, which serves all; resumes."""
+    groups = np.array(model_groups(profile, training.classes))
+    of_frames = [groups[f.index["class_label"]] for f in (training, validation)]
     for group in dict.fromkeys(groups):
-        members = [k for k, name in enumerate(groups) if name == group]
-        parts = (f.select(f.index["class_label"].isin(members).to_numpy()) for f in (training, validation))
-        train(profile, *parts, folder / group, seed)
+        if group in of_frames[0]:
+            parts = (f.select(of == group) for f, of in zip((training, validation), of_frames, strict=True))
+            train(profile, *parts, folder / group, seed)
     if profile.enlarger:
         train(profile, training, validation, folder / ENLARGER, seed, second_stage)
 

@@ -19,6 +19,7 @@ from reproduction.evaluation.images import (
     kernel_distance,
     memorisation_test,
     nearest_distances,
+    or_nan,
     power_spectrum,
     speckle_statistics,
 )
@@ -61,9 +62,9 @@ def image_quality(
     Returns:
         "quality": one row a measure, with the value of the synthetic images and, beside it, of real ones: Dice in %,
         distances to `real` (of as many training images, where real images stand), MS-SSIM of random pairs of a
-        condition, speckle's signal-to-noise ratio in each region. "spectrum": power at each frequency. "nearest":
-        distance of each synthetic and held-out image to the nearest training image, in grey levels and in features.
-        "memorisation": the test of each.
+        condition, speckle's signal-to-noise ratio in each region; NaN where there are too few images. "spectrum": power
+        at each frequency. "nearest": distance of each synthetic and held-out image to the nearest training image, in
+        grey levels and in features. "memorisation": the test of each.
     """
     others = training.select(np.linspace(0, len(training) - 1, min(len(training), len(synthetic))).astype(int))
     sets = {"synthetic": synthetic, "real": real}
@@ -74,14 +75,14 @@ def image_quality(
     rows = {f"Dice of {name}, %": {k: values[name] for k, values in dice.items()} for name in classes.structures}
     for name, distance in (("Fréchet distance", frechet_distance), ("kernel distance", kernel_distance)):
         rows[name] = {
-            "synthetic": distance(found["synthetic"], found["real"]),
-            "real": distance(found["others"], found["real"]),
+            "synthetic": or_nan(distance, found["synthetic"], found["real"]),
+            "real": or_nan(distance, found["others"], found["real"]),
         }
     if inception:
         large = {name: inception_features(f.images, inception) for name, f in (*sets.items(), ("others", others))}
         rows["FID"] = {
-            "synthetic": frechet_distance(large["synthetic"], large["real"]),
-            "real": frechet_distance(large["others"], large["real"]),
+            "synthetic": or_nan(frechet_distance, large["synthetic"], large["real"]),
+            "real": or_nan(frechet_distance, large["others"], large["real"]),
         }
     lowest = 1 if classes.sector else 0  # class of a pixel in the image; all of them where there is no sector
     in_sector = {name: f.images[f.sdm_labels >= lowest] for name, f in (*sets.items(), ("others", others))}
@@ -89,18 +90,16 @@ def image_quality(
         "synthetic": histogram_distance(in_sector["synthetic"], in_sector["real"]),
         "real": histogram_distance(in_sector["others"], in_sector["real"]),
     }
-    if all(f.index["class_label"].duplicated().any() for f in sets.values()):  # two images of a condition to compare
-        rows["MS-SSIM of pairs"] = {
-            k: diversity(f.images, seed, groups=f.index["class_label"]) for k, f in sets.items()
-        }
+    rows["MS-SSIM of pairs"] = {
+        name: or_nan(diversity, f.images, seed, groups=f.index["class_label"]) for name, f in sets.items()
+    }
     speckle = {
         k: speckle_statistics(f.images, f.sdm_labels, classes.sdm_names).groupby("region")["snr"].mean()
         for k, f in sets.items()
     }
     for region in ("LV endo", "LV myo", "tissue"):
-        if not classes.sector or region not in classes.sdm_names:
-            continue
-        rows[f"speckle SNR, {region}"] = {k: values[region] for k, values in speckle.items()}
+        if classes.sector and region in classes.sdm_names:
+            rows[f"speckle SNR, {region}"] = {k: values.get(region, np.nan) for k, values in speckle.items()}
     quality = pd.DataFrame(rows).T.rename_axis("measure").reset_index()
 
     spectrum = pd.concat([power_spectrum(f.images).assign(images=k) for k, f in sets.items()], ignore_index=True)

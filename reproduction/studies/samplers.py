@@ -11,7 +11,7 @@ from monai.networks.nets import UNet
 from echo.config import Profile
 from echo.dice import frame_dice
 from echo.frames import Frames
-from echo.resume import write_csv
+from echo.resume import read_csv, write_csv
 from echo.sampler import SCHEDULERS, paint_all
 from echo.segmenter import predict
 from echo.unet import SemanticUNet
@@ -20,6 +20,7 @@ from reproduction.evaluation.images import (
     frechet_distance,
     kernel_distance,
     ms_ssim,
+    or_nan,
 )
 from reproduction.evaluation.segmentation import mean_dice
 
@@ -39,7 +40,7 @@ def judge(painted: np.ndarray, frames: Frames, segmenter: UNet) -> dict[str, flo
 
     Label fidelity: Dice in % of its label maps against those the images were painted for. Realism: Frechet and kernel
     distance of its features to those of the frames' own real images. Diversity: MS-SSIM of the two images of one label
-    map, lower being more diverse.
+    map, lower being more diverse. NaN where there are too few images.
     """
     both = painted.reshape(-1, *painted.shape[2:])
     labels = np.concatenate([frames.labels] * len(painted))
@@ -47,8 +48,8 @@ def judge(painted: np.ndarray, frames: Frames, segmenter: UNet) -> dict[str, flo
     found, real = features(segmenter, both), features(segmenter, frames.images)
     return dice.to_dict() | {
         "mean Dice": dice.mean(),
-        "frechet_distance": frechet_distance(found, real),
-        "kernel_distance": kernel_distance(found, real),
+        "frechet_distance": or_nan(frechet_distance, found, real),
+        "kernel_distance": or_nan(kernel_distance, found, real),
         "ms_ssim": float(ms_ssim(*painted).mean()),
     }
 
@@ -61,7 +62,7 @@ def sampler_study(
     Rows are written to `file` (CSV) as they are made, and those there are kept. `seconds_per_image` is of this
     machine, in the batches of the profile.
     """
-    rows = pd.read_csv(file).to_dict("records") if file.exists() else []
+    rows = read_csv(file).to_dict("records") if file.exists() else []
     done = {(r["sampler"], r["steps"], r["guidance_scale"]) for r in rows}
     classes = frames.index["class_label"].to_numpy()
     for setting in settings(profile):
@@ -89,5 +90,6 @@ def references(training: Frames, frames: Frames, segmenter: UNet) -> pd.Series:
     dice = mean_dice(segmenter, frames)
     others = training.images[np.linspace(0, len(training) - 1, min(len(training), 2 * len(frames))).astype(int)]
     found, real = features(segmenter, others), features(segmenter, frames.images)
-    distances = {"frechet_distance": frechet_distance(found, real), "kernel_distance": kernel_distance(found, real)}
+    measures = {"frechet_distance": frechet_distance, "kernel_distance": kernel_distance}
+    distances = {name: or_nan(measure, found, real) for name, measure in measures.items()}
     return pd.Series(dice.to_dict() | {"mean Dice": dice.mean()} | distances)

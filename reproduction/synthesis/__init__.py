@@ -1,1 +1,1 @@
-"""From label maps to a synthetic data set: shapes, edits, generation, what lies on disk."""
+"""From label maps to a synthetic dataset: shapes, edits, generation, what lies on disk."""

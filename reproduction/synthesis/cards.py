@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from echo.resume import read_json, write_text
+from echo.resume import read_csv, read_json, whole, write_text
 from reproduction.evaluation.tables import markdown
 from reproduction.synthesis.synthetic_set import read_manifest, set_classes
 
 PAPER = "Stojanovski et al., *Echo from Noise*, ASMUS 2023, doi 10.1007/978-3-031-44521-7_4"
 CAMUS = "Leclerc et al., IEEE TMI 38(9):2198-2210, 2019, doi 10.1109/TMI.2019.2900516"
-TAGS = {"phantom": "echocardiography, ultrasound", "camus": "echocardiography, ultrasound", "nnunet": "medical-imaging"}
+TAGS = dict.fromkeys(("phantom", "camus"), ("echocardiography", "ultrasound")) | {"nnunet": ("medical-imaging",)}
 ECHOES = "apical echocardiogram (2CH or 4CH, ED or ES)"
 # Source of the data -> what they are, licence for the header and in words, what they cannot stand for.
 SOURCES = {
@@ -68,19 +69,67 @@ def image_counts(table: pd.DataFrame) -> pd.DataFrame:
     return counts
 
 
+def training_log(path: Path) -> pd.DataFrame:
+    """Step and validation loss of a diffusion training.
+
+    Raises:
+        DamagedFile: when the log has none.
+    """
+    log = read_csv(path)
+    with whole(path):
+        return log[["step", "validation_loss"]].astype(float).astype({"step": int})
+
+
+def model_header(title: str, licence: str, source: str, results: list[tuple[str, str, float]]) -> ModelCardData:
+    """What machines read of the model card; `results` are (kind of metric, its name, value)."""
+    of_task = {"task_type": "image-to-image", "dataset_type": source, "dataset_name": f"{source}, held-out patients"}
+    return ModelCardData(
+        license=licence,
+        library_name="diffusers",
+        tags=[*TAGS[source], "diffusion", "semantic-image-synthesis"],
+        model_name=title,
+        eval_results=[
+            EvalResult(**of_task, metric_type=kind, metric_name=name, metric_value=round(float(value), 4))
+            for kind, name, value in results
+        ],
+    )
+
+
+def data_header(licence: str, source: str, images: int) -> DatasetCardData:
+    """What machines read of the data card."""
+    return DatasetCardData(
+        license=licence,
+        tags=[*TAGS[source], "synthetic", "segmentation"],
+        task_categories=["image-segmentation"],
+        annotations_creators="machine-generated",
+        size_categories="n<1K" if images < 1000 else "1K<n<10K" if images < 10_000 else "10K<n<100K",
+    )
+
+
+def fidelity_of(folder: Path) -> pd.Series:
+    """Mean Dice in % of each structure by a set's `fidelity.csv`; empty where it has not been measured."""
+    path = folder / "fidelity.csv"
+    if not path.exists():
+        return pd.Series(dtype=float)
+    table = read_csv(path)
+    with whole(path):
+        return table[list(set_classes(folder).structures)].mean() * 100
+
+
 def write_cards(folder: Path, run: Path) -> None:
     """Write `MODEL_CARD.md` and `DATA_CARD.md` into a finished set's folder.
 
     Args:
         run: the folder of the run whose model painted it; its `manifest.json` knows the data, its logs the training.
     """
-    facts, table, data = read_json(folder / "set.json"), read_manifest(folder), read_json(run / "manifest.json")["data"]
-    nnunet, meaning = data["source"] == "nnunet", set_classes(folder)
-    what, tag, licence, limit = described_source(data)
-    tags, kind = TAGS[data["source"]], f"image ({data['modality']})" if nnunet else ECHOES
-    title = "images" if nnunet else "echocardiograms"
+    facts, table, meaning = read_json(folder / "set.json"), read_manifest(folder), set_classes(folder)
+    with whole(run / "manifest.json"):
+        data = read_json(run / "manifest.json")["data"]
+        what, tag, licence, limit = described_source(data)
+    nnunet = data["source"] == "nnunet"
+    kind, title = (f"image ({data['modality']})", "images") if nnunet else (ECHOES, "echocardiograms")
     generation, size, patients = facts["generation"], facts["image_size"], data["patients"]
-    logs = {group: pd.read_csv(run / "diffusion" / group / "log.csv") for group in facts["checkpoints"]}
+    logs = {group: training_log(run / "diffusion" / group / "log.csv") for group in facts["checkpoints"]}
     networks = pd.DataFrame(
         {
             "training steps": {group: log["step"].max() for group, log in logs.items()},
@@ -88,12 +137,7 @@ def write_cards(folder: Path, run: Path) -> None:
             "SHA-256 of the weights": facts["checkpoints"],
         }
     ).rename_axis("network")
-    model_card = f"""---
-license: {tag}
-tags: [{tags}, diffusion, semantic-image-synthesis]
----
-
-# Semantic diffusion model of {title}, profile {facts["profile"]}
+    model_card = f"""# Semantic diffusion model of {title}, profile {facts["profile"]}
 
 **What.** Paints an {kind} of {size} x {size} pixels from noise, for a label map
 of the classes {classes(meaning.sdm_names)}. After {PAPER}.
@@ -110,19 +154,15 @@ diagnosis.
 
 **Licence.** {licence}
 """
-    fidelity = "Label fidelity has not been measured (`python -m echo fidelity`)."
-    if (folder / "fidelity.csv").exists():
-        dice = pd.read_csv(folder / "fidelity.csv")[list(meaning.structures)].mean() * 100
+    dice, fidelity = fidelity_of(folder), "Label fidelity has not been measured (`python -m echo fidelity`)."
+    if len(dice):
         found = ", ".join(f"{name} {value:.1f} %" for name, value in dice.items())
         fidelity = f"Label fidelity, the mean Dice of a segmenter trained on real images: {found} (`fidelity.csv`)."
+    results = [("loss", f"best validation loss, {group}", log["validation_loss"].min()) for group, log in logs.items()]
+    results += [("dice", f"label fidelity, Dice of {name}, %", value) for name, value in dice.items()]
     share, organ = facts["augmentation"]["shape_model"], "body" if nnunet else "beating heart"
     drawn = f", or, for {share:.0%} of them, drawn from a statistical shape model" if share else ""
-    data_card = f"""---
-license: {tag}
-tags: [{tags}, synthetic, segmentation]
----
-
-# {len(table)} synthetic {title} with label maps, profile {facts["profile"]}
+    data_card = f"""# {len(table)} synthetic {title} with label maps, profile {facts["profile"]}
 
 **What.** 8-bit images of {size} x {size} pixels in `images/`, label maps in `labels/` ({classes(meaning.names)}) and,
 as the network was given them, in `conditions/` ({classes(meaning.sdm_names)}); a row for each in `manifest.csv`.
@@ -145,5 +185,9 @@ realism, and whether training images come back. For research and teaching, not f
 
 **Licence.** {licence}
 """
-    for name, text in (("MODEL_CARD", model_card), ("DATA_CARD", data_card)):
-        write_text(folder / f"{name}.md", wrapped(text) + "\n")
+    name = f"Semantic diffusion model of {title}, profile {facts['profile']}"
+    for file, card, header, text in (
+        ("MODEL_CARD", ModelCard, model_header(name, tag, data["source"], results), model_card),
+        ("DATA_CARD", DatasetCard, data_header(tag, data["source"], len(table)), data_card),
+    ):
+        write_text(folder / f"{file}.md", str(card(f"---\n{header.to_yaml()}\n---\n\n{wrapped(text)}\n")))

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from inspect import signature
 
 import numpy as np
+from monai.transforms.utils import get_largest_connected_component_mask
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import brentq
 
-from echo.augment import close_cut, shape_statistics, warp
+from echo.augment import close_cut, warp
 from echo.labels import CAMUS_NAMES, sector_of, to_sdm
+from reproduction.evaluation.shape import shape_statistics
 from reproduction.synthesis.shapes import mitral_plane
 
 RANGES = {  # strengths
@@ -130,9 +132,8 @@ def thicken_wall(label: Label, strength: float = 0.4) -> Label:
     _check(label, "thicken_wall", strength)
     distance = -strength * shape_statistics(label)["wall thickness"] * len(label)
     pushed = _push(label, 1, distance, np.clip(_heart_axes(label)[0] / 0.3, 0, 1))
-    pieces = ndimage.label((label == 1) & (pushed != 2), np.ones((3, 3)))[0]
-    largest = np.bincount(pieces[pieces > 0], minlength=1).argmax()
-    return np.where((label == 1) & (pieces != largest), np.uint8(2), label)
+    kept = get_largest_connected_component_mask((label == 1) & (pushed != 2))
+    return np.where((label == 1) & ~kept, np.uint8(2), label)
 
 
 def enlarge_atrium(label: Label, strength: float = 0.5) -> Label:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from skimage.io import imsave
 
-from echo.config import SPLITS, VIEW_PHASES
+from echo.config import SPLITS
 from echo.frames import Frames
 from echo.resume import atomic, read_json, write_csv, write_json
 from reproduction.datasets import layout
@@ -20,16 +20,16 @@ from reproduction.synthesis.synthetic_set import filter_worst, load_synthetic, r
 
 
 def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
-    """Write a set in CAMUS's NIfTI layout, which `open_camus` reads; returns how many images had no place.
+    """Write a set in CAMUS's NIfTI layout, which `open_camus` reads; returns how many patients lack a view or phase
+    that others of their split have: the last ones, where the set has fewer images of it.
 
-    A patient of that layout has a frame of each view and phase, so images are put together by fours: of one source
-    patient as long as it has all four, then of different ones. Either way each label map was augmented by itself, so
-    a patient is no one heart, and no ejection fraction is given. `synthetic.csv` says which image went where. The
-    testing list is empty. Pixels keep the size in mm of the source frame's.
+    A patient of that layout has one frame of a view and phase, so images of different views and phases are put
+    together: of one source patient as long as it has them, then of different ones. Either way each label map was
+    augmented by itself, so a patient is no one heart, and no ejection fraction is given. `synthetic.csv` says which
+    image went where. The testing list is empty. Pixels keep the size in mm of the source frame's.
 
     Raises:
-        ValueError: when `target` holds a data set, the set has no views, or no images for a single
-            patient.
+        ValueError: when `target` holds a data set, or the set has no image, or none with a view and phase.
     """
     if (target / "database_nifti").exists():
         raise ValueError(f"{target} holds a data set: choose a new folder")
@@ -39,13 +39,14 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
     table["use"] = table.groupby(["split", "patient", "class_label"]).cumcount()
     table = table.sort_values(["use", "patient"], kind="stable")
     table["place"] = table.groupby(["split", "class_label"]).cumcount()
-    groups = [g for _, g in table.groupby(["split", "place"]) if len(g) == len(VIEW_PHASES)]
-    if not groups:
-        raise ValueError(f"{folder}: no {len(VIEW_PHASES)} images make a patient, one of each view and phase")
+    if table.empty:
+        raise ValueError(f"{folder}: no image to export")
+    views_phases, lacking = table.groupby("split")["class_label"].nunique(), 0
     splits, rows = {split: [] for split in SPLITS}, []
-    for number, group in enumerate(groups, start=1):
+    for number, ((split, _place), group) in enumerate(table.groupby(["split", "place"]), start=1):
+        lacking += len(group) < views_phases[split]
         patient = target / "database_nifti" / f"patient{number:04d}"
-        splits[group["split"].iloc[0]].append(patient.name)
+        splits[split].append(patient.name)
         images, labels = (read_images(folder, kind, group["id"]) for kind in ("images", "labels"))
         for row, image, label in zip(group.itertuples(), images, labels, strict=True):
             spacing = (row.spacing_row_mm, row.spacing_col_mm)
@@ -56,7 +57,7 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
     write_csv(target / "synthetic.csv", pd.DataFrame(rows))
     for card in folder.glob("*_CARD.md"):
         shutil.copy(card, target)
-    return len(table) - len(rows)
+    return lacking
 
 
 def export_nnunet(

@@ -1,4 +1,4 @@
-"""Generation: a synthetic, labelled data set, painted for augmented label maps of real patients.
+"""Generation: a synthetic, labelled dataset, painted for augmented label maps of real patients.
 
 Training images come from training patients' label maps and validation images from validation patients', so a
 segmenter can be trained and chosen on synthetic images alone.
@@ -27,7 +27,7 @@ from echo.enlarger import Enlarger
 from echo.frames import Frames
 from echo.labels import CAMUS, Classes, sector_of, to_camus, to_sdm
 from echo.progress import tqdm
-from echo.resume import atomic, read_json, write_csv, write_json
+from echo.resume import atomic, read_csv, read_json, whole, write_csv, write_json
 from echo.sampler import Cascade, paint
 from echo.unet import SemanticUNet
 from reproduction.synthesis.shapes import ShapeModel, fit_shapes, sample_shape
@@ -60,6 +60,14 @@ def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> t
 def class_shapes(frames: Frames, class_label: int) -> ShapeModel:
     """The shape model of a split's label maps of one view and phase."""
     return fit_shapes(frames.labels[frames.index["class_label"] == class_label])
+
+
+def shape_models(frames: Frames) -> list[ShapeModel]:
+    """The shape model of each view and phase that a split has; empty where one has too few label maps for it."""
+    try:
+        return [class_shapes(frames, k) for k in sorted(frames.index["class_label"].unique())]
+    except ValueError:
+        return []
 
 
 def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> pd.DataFrame:
@@ -100,7 +108,7 @@ def set_facts(diffusion: Path, profile: Profile, seed: int, classes: Classes) ->
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    groups = [*model_groups(profile, classes), *([ENLARGER] if profile.enlarger else [])]
+    groups = [*trained_groups(diffusion, profile, classes), *([ENLARGER] if profile.enlarger else [])]
     weights = {group: model_folder(diffusion, group) / "diffusion_pytorch_model.safetensors" for group in groups}
     facts = {
         "profile": profile.name,
@@ -192,7 +200,10 @@ def generate(
     check_facts(folder, facts)
     groups = model_groups(profile, classes)
     frames = {"training": training, "validation": validation}
-    batches = dict(list(plan(training, validation, profile, seed).groupby("batch")))
+    images = plan(training, validation, profile, seed)
+    for class_label in images["class_label"].unique():
+        model_folder(diffusion, groups[class_label])  # each has its network
+    batches = dict(list(images.groupby("batch")))
     parts = {number: folder / "batches" / f"{number:06d}.csv" for number in batches}
     for number in tqdm(list(batches)[k::n], desc="synthetic images", unit="batch"):
         batch = batches[number]
@@ -205,7 +216,7 @@ def generate(
         return None
     for leftover in folder.glob("*/.*"):  # of processes that were killed while they wrote
         leftover.unlink(missing_ok=True)  # another process may be as far
-    write_csv(folder / "manifest.csv", pd.concat([pd.read_csv(part, dtype=str) for part in parts.values()]))
+    write_csv(folder / "manifest.csv", pd.concat([read_csv(part, dtype=str) for part in parts.values()]))
     return read_manifest(folder)
 
 
@@ -236,22 +247,23 @@ def regenerate(
 
 def load_models(folder: Path, profile: Profile, classes: Classes = CAMUS) -> dict[int, SemanticUNet | Cascade]:
     """The trained diffusion model for each class label (0 alone without conditions): one for all, or one each
-    (`profile.per_view_phase`). A cascade's second stage is the same for all.
+    (`profile.per_view_phase`) of those that the training frames had. A cascade's second stage is the same for all.
 
     Raises:
         FileNotFoundError: when the diffusion stage has not run.
     """
-    groups = model_groups(profile, classes)
-    networks = {group: load_network(SemanticUNet, folder, group) for group in dict.fromkeys(groups)}
+    networks = {group: load_network(SemanticUNet, folder, group) for group in trained_groups(folder, profile, classes)}
     if profile.enlarger:
         enlarger = load_network(Enlarger, folder, ENLARGER)
         networks = {group: Cascade(unet, enlarger) for group, unet in networks.items()}
-    return {k: networks[group] for k, group in enumerate(groups)}
+    return {k: networks[group] for k, group in enumerate(model_groups(profile, classes)) if group in networks}
 
 
 def load_network(kind: type, folder: Path, group: str) -> ModelMixin:
     """A trained network (`SemanticUNet` or `Enlarger`) in float32 on this process's device, in evaluation mode."""
-    network = kind.from_pretrained(model_folder(folder, group), torch_dtype=torch.float32)
+    path = model_folder(folder, group)
+    with whole(path):
+        network = kind.from_pretrained(path, torch_dtype=torch.float32)
     return network.to(get_device(), memory_format=torch.channels_last).eval()
 
 
@@ -259,6 +271,16 @@ def model_groups(profile: Profile, classes: Classes = CAMUS) -> list[str]:
     """The name of the model that serves each condition: "all", or of a model of its own, such as "2CH_ED"."""
     own = profile.per_view_phase and classes.conditions
     return [re.sub(r"[^\w.-]+", "_", name) if own else "all" for name in classes.conditions or ("",)]
+
+
+def trained_groups(diffusion: Path, profile: Profile, classes: Classes = CAMUS) -> list[str]:
+    """Those of `model_groups` that have a trained network: a dataset may lack a view or a phase.
+
+    Raises:
+        FileNotFoundError: when none has.
+    """
+    groups = list(dict.fromkeys(model_groups(profile, classes)))
+    return [g for g in groups if (diffusion / g / "model").exists()] or [model_folder(diffusion, groups[0]).name]
 
 
 def model_folder(diffusion: Path, group: str) -> Path:

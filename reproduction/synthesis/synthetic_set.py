@@ -14,7 +14,7 @@ from skimage.io import imread
 
 from echo.frames import Frames
 from echo.labels import CAMUS, Classes
-from echo.resume import TEXT, read_json
+from echo.resume import DamagedFile, read_csv, read_json, whole
 
 KINDS = ("labels", "conditions", "images")  # in the order they are written: where an image is, its label maps are
 
@@ -38,12 +38,19 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     path = folder / "manifest.csv"
     if not path.exists():
         raise FileNotFoundError(f"{folder}: no synthetic images; run notebook 03 or `python -m echo generate`")
-    return pd.read_csv(path, dtype=TEXT)
+    table = read_csv(path)
+    if lost := {"id", "split", "patient", "class_label", "batch", "sha256"} - set(table):
+        raise DamagedFile(path, f"it has no column {min(lost)}")
+    return table
 
 
 def read_images(folder: Path, kind: str, names: pd.Series) -> NDArray[np.uint8]:
     """uint8 (N, S, S) of one of `KINDS`."""
-    return np.stack([imread(png(folder, kind, name)) for name in names])
+    images = []
+    for path in (png(folder, kind, name) for name in names):
+        with whole(path):
+            images.append(imread(path))
+    return np.stack(images)
 
 
 def filter_worst(table: pd.DataFrame, folder: Path, percent: float) -> pd.DataFrame:
@@ -62,7 +69,7 @@ def filter_worst(table: pd.DataFrame, folder: Path, percent: float) -> pd.DataFr
         return table
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run `python -m echo fidelity {folder}`")
-    dice = pd.read_csv(path, dtype={"id": str}).set_index("id")["mean"].reindex(table["id"]).set_axis(table.index)
+    dice = read_csv(path, dtype={"id": str}).set_index("id")["mean"].reindex(table["id"]).set_axis(table.index)
     if dice.isna().any():
         raise ValueError(f"{path}: no value for image {table['id'][dice.isna()].iloc[0]}")
     rank = dice.groupby([table["split"], table["class_label"]]).rank(pct=True, method="first")

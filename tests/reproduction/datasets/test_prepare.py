@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -138,6 +139,17 @@ FAULTS = [
     listed_twice,
     no_folder,
 ]
+
+
+def test_a_view_and_phase_without_training_frame_is_a_fault_where_each_has_its_model(copy, smoke):
+    root, folder, file = copy
+    for patient in ("patient0001", "patient0002", "patient0003"):
+        for tail in ("", "_gt"):
+            file(patient, f"4CH_ES{tail}").unlink()
+    prepare.prepare(prepare.open_data(root, smoke, folder, 0), "camus", smoke, folder, progress=False)
+    with pytest.raises(DataFaults, match="patient0004_4CH_ES_gt.*no training frame has this view and phase"):
+        paper_like = replace(smoke, per_view_phase=True)
+        prepare.prepare(prepare.open_data(root, smoke, folder, 0), "camus", paper_like, folder, progress=False)
 
 
 @pytest.mark.parametrize("plant", FAULTS)

@@ -71,6 +71,18 @@ def test_the_phantoms_labels_hold_its_volumes():
         assert found["ef"] == pytest.approx(patient.ef, abs=1)
 
 
+def test_volumes_of_different_views_give_no_ejection_fraction():
+    patient = virtual_patient(np.random.default_rng(0))
+    spacing = patient.spacing_mm(96)
+    labels = {(view, phase): (label_map(patient, view, phase, 96), spacing) for view, phase in VIEW_PHASES}
+    one_view = patient_volumes({key: labels[key] for key in (("4CH", "ED"), ("4CH", "ES"))})
+    assert 20 < one_view["ef"] < 80
+    mixed = patient_volumes({key: labels[key] for key in (("2CH", "ED"), ("4CH", "ES"))})
+    assert mixed["edv_ml"] > mixed["esv_ml"] > 0
+    assert np.isnan(mixed["ef"])
+    assert np.isnan(patient_volumes({("4CH", "ED"): labels["4CH", "ED"]})["ef"])
+
+
 @pytest.mark.camus
 def test_volumes_are_those_of_the_2019_release(native_root):
     """Its Info files hold the volumes and the EF that the data set's authors computed from the same labels."""

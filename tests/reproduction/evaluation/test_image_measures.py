@@ -78,14 +78,30 @@ def test_missing_structures():
 
 def test_surface_distances_of_shifted_squares():
     # Rows of 0.5 mm, columns of 0.8 mm; the wall's square, the cavity and the atrium all move by 3 columns.
-    distances = segmentation.surface_distances(squares(7)[0], squares(4)[0], (0.5, 0.8))
+    distances = segmentation.surface_measures(squares(7)[0], squares(4)[0], (0.5, 0.8))
     assert distances.loc["LV endo", "hd95_mm"] == pytest.approx(3 * 0.8)
     # The edge of 8 x 8 pixels that leads is 3 columns off, its 7 others less: between 0 and 2.4 mm on average.
     assert 0 < distances.loc["LV epi", "assd_mm"] < 3 * 0.8
-    down = segmentation.surface_distances(np.roll(squares(4)[0], 3, 0), squares(4)[0], (0.5, 0.8))
+    down = segmentation.surface_measures(np.roll(squares(4)[0], 3, 0), squares(4)[0], (0.5, 0.8))
     assert down.loc["LV endo", "hd95_mm"] == pytest.approx(3 * 0.5)
-    same = segmentation.surface_distances(squares(4)[0], squares(4)[0], (0.5, 0.8))
-    assert (same == 0).all(axis=None)
+    same = segmentation.surface_measures(squares(4)[0], squares(4)[0], (0.5, 0.8))
+    assert (same[["hd95_mm", "assd_mm"]] == 0).all(axis=None)
+    assert (same["nsd"] == 1).all()
+
+
+def test_surface_dice_counts_borders_within_the_tolerance():
+    """A square moves down: the side that leads and the one that trails leave the other's border."""
+    label = np.zeros((40, 40), np.uint8)
+    label[10:22, 10:22] = 3
+    for rows, spacing in ((2, 1.0), (3, 1.0), (3, 0.5)):
+        found = segmentation.surface_measures(np.roll(label, rows, 0), label, (spacing, spacing)).loc["LA", "nsd"]
+        assert (found == 1) == (rows * spacing <= segmentation.NSD_TOLERANCE_MM)
+        assert found > 0.4
+    far = segmentation.surface_measures(np.roll(label, 15, 0), label, (1.0, 1.0)).loc["LA", "nsd"]
+    assert far == 0
+    empty = np.zeros_like(label)
+    assert segmentation.surface_measures(empty, label, (1.0, 1.0)).loc["LA", "nsd"] == 0
+    assert np.isnan(segmentation.surface_measures(empty, empty, (1.0, 1.0)).loc["LA", "nsd"])
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.3, 0.77)])
@@ -93,14 +109,16 @@ def test_surface_distances_against_scipy(spacing):
     rng = np.random.default_rng(0)
     for _ in range(4):
         maps = [np.digitize(ndimage.gaussian_filter(rng.normal(size=(60, 50)), 5) * 12, [-0.4, 0.2, 0.7]) for _ in "ab"]
-        ours = segmentation.surface_distances(*(m.astype(np.uint8) for m in maps), spacing)
+        ours = segmentation.surface_measures(*(m.astype(np.uint8) for m in maps), spacing)
         for name, classes in STRUCTURES.items():
             masks = [np.isin(m, classes) for m in maps]
             borders = [m & ~ndimage.binary_erosion(m) for m in masks]
             away = [ndimage.distance_transform_edt(~b, sampling=spacing) for b in borders]
             directed = away[1][borders[0]], away[0][borders[1]]
             expected = max(np.percentile(d, 95) for d in directed), np.concatenate(directed).mean()
-            assert tuple(ours.loc[name]) == pytest.approx(expected, rel=1e-5)
+            assert tuple(ours.loc[name, ["hd95_mm", "assd_mm"]]) == pytest.approx(expected, rel=1e-5)
+            near = np.concatenate(directed) <= segmentation.NSD_TOLERANCE_MM
+            assert ours.loc[name, "nsd"] == pytest.approx(near.mean(), abs=1e-6)
 
 
 def test_hausdorff_distance_against_simpleitk():
@@ -112,7 +130,7 @@ def test_hausdorff_distance_against_simpleitk():
     judge = sitk.HausdorffDistanceImageFilter()
     judge.Execute(*masks)
     # A whole row of pixels lies at the largest distance, so that its 95th percentile is the same.
-    ours = segmentation.surface_distances(shifted, label, (0.5, 0.8)).loc["LA", "hd95_mm"]
+    ours = segmentation.surface_measures(shifted, label, (0.5, 0.8)).loc["LA", "hd95_mm"]
     assert ours == pytest.approx(judge.GetHausdorffDistance(), rel=1e-5)
 
 
@@ -135,10 +153,10 @@ def test_frame_scores_tell_missing_from_absent():
     islands = label.copy()
     islands[0, 18:20] = 3
     scores = segmentation.frame_scores(islands, label, (0.5, 0.8)).set_index(["structure", "processing"])
-    assert list(scores.columns) == ["dice", "hd95_mm", "assd_mm", "labelled"]
+    assert list(scores.columns) == ["dice", "hd95_mm", "assd_mm", "nsd", "labelled"]
     assert scores.loc[("LA", "raw"), "dice"] == pytest.approx(2 * 8 / (10 + 8))
     assert scores.loc[("LA", "raw"), "hd95_mm"] > 5
-    assert scores.loc[("LA", "largest component")].tolist() == [1, 0, 0, True]
+    assert scores.loc[("LA", "largest component")].tolist() == [1, 0, 0, 1, True]
     assert (scores.loc["LV epi", "dice"] == 1).all()
 
     without = np.where(label == 3, 0, label).astype(np.uint8)
@@ -148,11 +166,11 @@ def test_frame_scores_tell_missing_from_absent():
             .set_index(["structure", "processing"])
             .loc[("LA", "raw")]
         )
-        assert row["dice"] == 0
+        assert row["dice"] == row["nsd"] == 0
         assert row[["hd95_mm", "assd_mm"]].isna().all()
         assert row["labelled"] == (3 in truth)
     absent = segmentation.frame_scores(without, without, (1, 1)).query("structure == 'LA'")
-    assert absent[["dice", "hd95_mm", "assd_mm"]].isna().all(axis=None)
+    assert absent[["dice", "hd95_mm", "assd_mm", "nsd"]].isna().all(axis=None)
 
 
 def test_features_are_the_deepest_level_averaged_over_pixels(smoke):

@@ -11,6 +11,7 @@ from echo.config import VIEW_PHASES
 from echo.labels import STRUCTURES
 from echo.resume import write_json
 from reproduction.evaluation import tables
+from reproduction.evaluation.context import context
 from reproduction.evaluation.statistics import bootstrap_interval
 from reproduction.runs import publish, trace
 
@@ -202,6 +203,28 @@ def test_table_3_is_in_mm_and_clinical(scores, volumes):
     assert table["EF, points, limits of agreement"] == f"{gap.mean() - spread:+.1f} to {gap.mean() + spread:+.1f}"
     r = np.mean([np.corrcoef(v["edv_ml"], v["expert_edv_ml"])[0, 1] for _seed, v in ours.groupby("seed")])
     assert table["EDV, mL, r"] == f"{r:.2f}"
+
+
+def test_surface_dice_is_a_row_where_it_was_measured(scores, volumes, run):
+    assert not [row for row in tables.table(3, scores, volumes, seed=0).index if "NSD" in row]  # an earlier version's
+    table = tables.table(3, scores.assign(nsd=0.75), volumes, seed=0)["real-only"]
+    assert table["LA, NSD at 2 mm, %"].startswith("75.0 ± 0.0")
+    assert table["LA, NSD at 2 mm, %, largest component"].startswith("75.0 ± 0.0")
+    row = tables.table_rows(3, scores.assign(nsd=0.75), volumes)["LA, NSD at 2 mm, %"]
+    assert tables.cell(row, tables.select(row, "real", scores, volumes), 0) == "–"  # of a grid scored before
+
+
+def test_context_is_quoted_with_patients_and_source():
+    found = context()
+    assert found.loc["the paper, as published", "LV endo"] == "88.6 ± 4.9"
+    assert found.loc["the paper, first version", "LA"] == "86.3 ± 10.7"
+    nnunet = found.loc["nnU-Net (Ling et al.)"].set_index("frames")
+    assert nnunet.loc["ED", list(STRUCTURES)].tolist() == ["95.2", "96.3", "90.2"]
+    assert found.loc["one expert twice (intra-observer)", "LA"].tolist() == ["–", "–"]
+    boost = found["mean"][found.index.str.startswith("Synthetic Boost")]
+    assert boost.tolist() == ["-5.19", "+0.34"]
+    assert found["patients"].str.contains("other than ours").all()
+    assert (found["source"].str.len() > 10).all()
 
 
 def test_differences_name_row_interval_and_margin(scores):

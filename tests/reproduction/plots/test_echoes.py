@@ -29,12 +29,24 @@ def test_every_figure_draws_and_saves(frames, tmp_path):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_one_frame_and_one_view_and_phase_are_enough(frames):
+    """No figure assumes four views and phases, or more than one frame."""
+    training = frames["training"]
+    one = training.select(np.array([2]))
+    assert len(echoes.example_views(one, [0]).axes) == 3
+    assert len(echoes.augmented_maps(one.sdm_labels, one.sdm_labels).axes) == 2
+    assert len(echoes.real_beside_synthetic(one.images, one.images, one).axes) == 3
+    grid = echoes.synthetic_grid(training.select(training.index["class_label"].isin([1, 2]).to_numpy()), columns=4)
+    assert [ax.get_title(loc="left") for ax in grid.axes if ax.get_title(loc="left")] == ["2CH ES", "4CH ED"]
+    assert [len(ax.images) for ax in grid.axes] == 4 * [1, 1, 1, 0]
+
+
 def test_rows_are_named_beside_the_first_column(frames):
     shown = frames["training"].select(np.arange(2))
     axes = echoes.label_edits(["a", "b"], shown.sdm_labels, shown.images, shown.labels).axes
     assert [[t.get_text() for t in ax.texts] for ax in axes] == [
         *(["label map"], []),
-        *(["painted"], []),
+        *(["image"], []),
         *(["contours"], []),
     ]
 

@@ -20,7 +20,7 @@ from reproduction.datasets.phantom import write_phantom
 from reproduction.runs import run as runs
 from reproduction.runs import stages
 from reproduction.runs.inputs import finish, recorded
-from reproduction.runs.manifest import read_manifest
+from reproduction.runs.manifest import enter_manifest, read_manifest
 from reproduction.runs.run import inputs_of, is_current, old_digest, one_command, open_run
 from reproduction.runs.table import PIPELINE, STAGES, STUDIES
 
@@ -253,6 +253,14 @@ def test_a_foreign_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DamagedFile, match=r"manifest\.json: damaged"):
         read_manifest(tmp_path)
+
+
+def test_threads_and_seconds_of_an_interrupted_stage_add_up(tmp_path, smoke):
+    begun = {"seconds": 2.0, "finished": False, "threads": [2]}
+    enter_manifest(tmp_path, smoke, 0, "diffusion", begun)
+    enter_manifest(tmp_path, smoke, 0, "diffusion", {"seconds": 1.5, "finished": True, "threads": [1]})
+    facts = read_manifest(tmp_path)["stages"]["diffusion"]
+    assert (facts["seconds"], facts["threads"]) == (3.5, [1, 2])
 
 
 def test_an_extract_has_its_tables_beside_its_manifest():

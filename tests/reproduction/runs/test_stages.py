@@ -53,6 +53,8 @@ def check_run(folder: Path, test_frames: int) -> None:
     manifest = read_json(folder / "manifest.json")
     assert list(manifest["stages"]) == sorted(REPRODUCED)
     assert all(stage["finished"] and stage["peak_memory_gb"] > 0 for stage in manifest["stages"].values())
+    assert {name for name, facts in manifest["stages"].items() if "threads" in facts} == {"diffusion", "segmentation"}
+    assert all(n >= 1 for name in ("diffusion", "segmentation") for n in manifest["stages"][name]["threads"])
     assert manifest["profile"]["name"] == "smoke"
     for name in REPRODUCED:
         notebook = nbformat.read(folder / "notebooks" / f"{STAGES[name].notebook}.ipynb", as_version=4)

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from echo.augment import leak, shape_statistics
+from echo.augment import leak
+from echo.labels import sector_of, to_camus
 from reproduction.datasets.phantom import label_map, virtual_patient
-from reproduction.synthesis.edits import EDITS, RANGES
+from reproduction.evaluation.shape import shape_statistics
+from reproduction.synthesis.edits import EDITS, RANGES, edited
 
 SIZE = 96
 
@@ -164,3 +166,17 @@ def test_growth_without_room_is_an_error():
     label[92:] = 3
     with pytest.raises(ValueError, match="the LA has no room to grow by 1 of its area"):
         EDITS["enlarge_atrium"](label, 1)
+
+
+def test_edits_are_combined_and_the_sector_stays(frames):
+    real = frames["training"]
+    label, sdm_label = real.labels[0], real.sdm_labels[0]
+    assert (edited(label, sdm_label, {}) == sdm_label).all()
+    assert (edited(label, sdm_label, {"shear": 0.0}) == sdm_label).all()
+    wide = edited(label, sdm_label, {"shear": 10.0, "dilate_lv": 0.3})
+    assert (to_camus(wide) == EDITS["shear"](EDITS["dilate_lv"](label, 0.3), 10.0)).all()
+    both = edited(label, sdm_label, {"remove_atrium": 1.0, "shear": 10.0})
+    assert (to_camus(both) == EDITS["shear"](EDITS["remove_atrium"](label), 10.0)).all()
+    background = (label == 0) & (to_camus(both) == 0)
+    assert (both[background] == sdm_label[background]).all()
+    assert (both[(label == 3) & (to_camus(both) == 0) & sector_of(sdm_label)] == 2).all()  # tissue where it was

@@ -253,7 +253,7 @@ def test_maps_from_the_shape_model_in_the_share_asked_for(profile):
 
 
 def test_a_model_for_each_view_and_phase(smoke, random_unet, tmp_path):
-    paper_like = replace(smoke, per_view_phase=True)
+    paper_like = replace(smoke, per_view_phase=True, enlarger=None)
     assert generate.model_groups(paper_like) == ["2CH_ED", "2CH_ES", "4CH_ED", "4CH_ES"]
     with pytest.raises(FileNotFoundError, match="no diffusion model; run notebook 02"):
         generate.load_models(tmp_path, paper_like)
@@ -263,3 +263,24 @@ def test_a_model_for_each_view_and_phase(smoke, random_unet, tmp_path):
     assert len(set(generate.set_facts(tmp_path, paper_like, 0)["checkpoints"].values())) == 4
     random_unet.save_pretrained(tmp_path / "all" / "model")
     assert len({id(m) for m in generate.load_models(tmp_path, smoke).values()}) == 1
+
+
+def test_a_view_and_phase_that_the_data_lack_has_no_model(smoke, frames, random_unet, tmp_path):
+    paper_like = replace(smoke, per_view_phase=True, enlarger=None)
+    for group in ("2CH_ED", "4CH_ED"):
+        build_unet(paper_like).save_pretrained(tmp_path / group / "model")
+    assert list(generate.load_models(tmp_path, paper_like)) == [0, 2]
+    assert list(generate.set_facts(tmp_path, paper_like, 0)["checkpoints"]) == ["2CH_ED", "4CH_ED"]
+    ed = [f.select((f.index["phase"] == "ED").to_numpy()) for f in frames.values()]
+    table = generate.generate(tmp_path, *ed, paper_like, tmp_path / "set", seed=0)
+    assert set(table["class_label"]) == {0, 2}
+    with pytest.raises(FileNotFoundError, match="2CH_ES.*no diffusion model"):
+        generate.generate(tmp_path, *frames.values(), paper_like, tmp_path / "other", seed=0)
+    assert not (tmp_path / "other" / "images").exists()
+
+
+def test_shape_models_of_what_is_there(frames):
+    training = frames["training"]  # three patients, which is as few as there may be
+    assert generate.shape_models(training.select(np.arange(4))) == []
+    found = generate.shape_models(training.select((training.index["view"] == "4CH").to_numpy()))
+    assert len(found) in (0, 2)

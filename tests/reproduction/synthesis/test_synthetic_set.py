@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import DatasetCard, ModelCard
 from skimage.io import imread, imsave
 from typer.testing import CliRunner
 
 from echo.config import SMOKE
-from echo.resume import read_json, write_json
+from echo.resume import DamagedFile, read_json, write_json
 from echo.segmenter import build_segmenter
 from reproduction.cli import app
 from reproduction.datasets.camus import open_camus
@@ -126,13 +127,14 @@ def test_export_is_read_as_camus(trained, frames, smoke, tmp_path):
         trained / "diffusion", *frames.values(), replace(smoke, generation=settings), tmp_path / "set", seed=0
     )
     cards.write_cards(tmp_path / "set", trained)
-    left_out = export.export_camus(tmp_path / "set", tmp_path / "camus")
+    lacking = export.export_camus(tmp_path / "set", tmp_path / "camus")
     camus = open_camus(tmp_path / "camus", on_error="skip")
     assert camus.skipped == []
     exported = pd.read_csv(tmp_path / "camus" / "synthetic.csv", dtype=str)
     assert exported["id"].is_unique
-    assert len(exported) == 35 - left_out == len(camus.keys(camus.patients()))
-    assert (len(camus.patients("validation")), camus.patients("testing")) == (1, [])
+    assert len(exported) == 35 == len(camus.keys(camus.patients()))
+    assert lacking == sum(len(camus.keys([patient])) < 4 for patient in camus.patients()) > 0
+    assert (len(camus.patients("validation")), camus.patients("testing")) == (2, [])
     rows = table.set_index("id")
     for e in exported.itertuples():
         frame, row = camus.frame(e.patient, e.view, e.phase), rows.loc[e.id]
@@ -151,6 +153,20 @@ def test_export_is_read_as_camus(trained, frames, smoke, tmp_path):
         export.export_camus(tmp_path / "set", tmp_path / "camus")
 
 
+def test_a_set_of_one_view_and_phase_is_exported_too(copy, tmp_path):
+    table = synthetic_set.read_manifest(copy)
+    wanted = table[table["class_label"] == 2]
+    wanted.to_csv(copy / "manifest.csv", index=False)
+    assert export.export_camus(copy, tmp_path / "camus") == 0
+    camus = open_camus(tmp_path / "camus")
+    assert camus.keys(camus.patients()) == [(patient, "4CH", "ED") for patient in camus.patients()]
+    assert len(camus.patients()) == len(wanted)
+    table[:0].to_csv(copy / "manifest.csv", index=False)
+    with pytest.raises(ValueError, match="no image to export"):
+        export.export_camus(copy, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_cards_give_licence_and_numbers(copy, trained, tmp_path):
     cards.write_cards(copy, trained)
     model, data = (" ".join((copy / f"{name}_CARD.md").read_text().split()) for name in ("MODEL", "DATA"))
@@ -163,7 +179,10 @@ def test_cards_give_licence_and_numbers(copy, trained, tmp_path):
     row = f"| training 4CH ES | {len(counts)} | {counts['patient'].nunique()} | {counts['rejected'].sum()} |"
     assert row in data
     assert "not been measured" in data and "shape model" not in data
-    assert "license: mit" in model and "license: mit" in data
+    header = ModelCard.load(copy / "MODEL_CARD.md").data
+    assert header.license == DatasetCard.load(copy / "DATA_CARD.md").data.license == "mit"
+    assert [(r.metric_type, r.metric_value) for r in header.eval_results] == [("loss", 0.5)]
+    assert DatasetCard.load(copy / "DATA_CARD.md").data.size_categories == "n<1K"
 
     pd.DataFrame({"id": ["000000", "000001"], "LV endo": [0.5, 0.6], "LV epi": [0.8, 0.8], "LA": [0.0, 0.1]}).to_csv(
         copy / "fidelity.csv", index=False
@@ -177,6 +196,11 @@ def test_cards_give_licence_and_numbers(copy, trained, tmp_path):
     model, data = (" ".join((copy / f"{name}_CARD.md").read_text().split()) for name in ("MODEL", "DATA"))
     assert "for 25% of them, drawn from a statistical shape model" in data
     assert "LV endo 55.0 %, LV epi 80.0 %, LA 5.0 %" in data
+    found = {r.metric_name: r.metric_value for r in ModelCard.load(copy / "MODEL_CARD.md").data.eval_results}
+    assert found["label fidelity, Dice of LV epi, %"] == pytest.approx(80)
+    (camus_run / "diffusion" / "all" / "log.csv").write_text("stop,validation_loss\n6,0.75\n")
+    with pytest.raises(DamagedFile, match=r"log\.csv: damaged"):
+        cards.write_cards(copy, camus_run)
     for card in (model, data):
         assert "license: cc-by-nc-sa-4.0" in card
         assert "10.1109/TMI.2019.2900516" in card
@@ -262,7 +286,12 @@ def test_shards_by_command_and_by_torchrun_make_the_stage(run, tmp_path):
     assert said == str(copy / "synthetic")
     assert (copy / "synthetic" / "done").exists()
     assert read_json(copy / "manifest.json")["stages"]["generation"]["finished"]
-    names = {p.name for p in (run / "synthetic").iterdir()} - {"fidelity.csv", "fidelity.json", "DATA_CARD.md"}
+    names = {p.name for p in (run / "synthetic").iterdir()} - {
+        "fidelity.csv",
+        "fidelity.json",
+        "DATA_CARD.md",
+        "MODEL_CARD.md",
+    }
     for path in (p for name in names for p in [run / "synthetic" / name, *(run / "synthetic" / name).glob("*")]):
         if path.is_file():
             assert (copy / path.relative_to(run)).read_bytes() == path.read_bytes(), path
