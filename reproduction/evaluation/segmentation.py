@@ -53,7 +53,7 @@ def surface_measures(
             hd95 = compute_hausdorff_distance(*masks, percentile=95, **options).item()
             assd = compute_average_surface_distance(*masks, symmetric=True, **options).item()
             nsd = compute_surface_dice(*masks, class_thresholds=[NSD_TOLERANCE_MM], **options).item()
-        measures.loc[name] = hd95, assd, nsd
+        measures.loc[name] = (hd95, assd, nsd)[: len(names)]  # no surface Dice without mm
     return measures
 
 

@@ -80,16 +80,16 @@ def test_tables_leave_out_what_the_source_has_not(finished):
     assert "paper" not in table_1.columns and "real-only" in table_1.columns
     assert list(tables.table(2, scores, volumes, 0).index[:2]) == ["cup, eye 0", "cup, eye 1"]
     measures = "\n".join(tables.table(3, scores, volumes, 0).index)
-    assert "cup, HD95, pixels" in measures and "EF" not in measures and "mm" not in measures
+    assert "cup, HD95, pixels" in measures and not [word for word in ("EF", "mm", "NSD") if word in measures]
     assert "cup" in publish.summary(finished.root)
     assert list(pd.read_csv(finished.folder("tables") / "dice.csv")["structure"].unique()) == list(CLASSES)
 
 
 def test_image_quality_leaves_out_what_there_is_not(finished):
-    """No speckle without a sector, and no pairs where no condition has two validation images."""
+    """No speckle without a sector; a value is missing where no condition has two validation images."""
     measures = list(finished.table("quality", "quality")["measure"])
     assert measures[:3] == ["Dice of cup, %", "Dice of disc, %", "Dice of vein, %"]
-    assert measures[-1] == "grey-level distance"
+    assert measures[-2:] == ["grey-level distance", "MS-SSIM of pairs"]
 
 
 def test_public_domain_may_be_published_with_its_weights(finished):
@@ -120,7 +120,7 @@ def test_anisotropic_pixels_are_scored_in_mm(tmp_path):
     label = raw.frame("p01", "p01_0").label
     down = segmentation.frame_scores(np.roll(label, 2, 0), label, (1.5, 0.75), raw.classes)
     across = segmentation.frame_scores(np.roll(label, 2, 1), label, (1.5, 0.75), raw.classes)
-    assert list(down.columns[3:5]) == ["hd95_mm", "assd_mm"]
+    assert list(down.columns[3:6]) == ["hd95_mm", "assd_mm", "nsd"]
     assert down["hd95_mm"][0] == pytest.approx(3.0)
     assert across["hd95_mm"][0] == pytest.approx(1.5)
 
