@@ -98,12 +98,6 @@ def training_processes() -> int:
     return processes
 
 
-def data_workers() -> int:
-    """Processes that make batches ahead of a training: most cores beside a GPU, none where the cores train."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 2) if torch.cuda.is_available() else 0
-
-
 def supported_precision(precision: str, device: torch.device) -> str:
     """`precision` ("fp16", "bf16", "fp32") where this device computes it fast, else the nearest it does.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from echo.config import SMOKE, Profile
+from echo.enlarger import Enlarger, build_enlarger
 from echo.frames import Frames
 from echo.resume import read_json, write_json
 from echo.segmenter import build_segmenter
@@ -60,6 +61,16 @@ def random_unet(smoke) -> SemanticUNet:
 
 
 @pytest.fixture(scope="session")
+def random_enlarger(smoke) -> Enlarger:
+    """The smoke profile's second stage with random weights throughout."""
+    torch.manual_seed(0)
+    enlarger = build_enlarger(smoke.enlarger).eval()
+    for p in enlarger.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return enlarger
+
+
+@pytest.fixture(scope="session")
 def judge(smoke) -> torch.nn.Module:
     """A segmenter with random weights."""
     torch.manual_seed(0)
@@ -67,13 +78,14 @@ def judge(smoke) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="session")
-def trained(phantom, smoke, random_unet, tmp_path_factory) -> Path:
-    """A run folder with the phantom's prepared frames and that network, as if it had been trained."""
+def trained(phantom, smoke, random_unet, random_enlarger, tmp_path_factory) -> Path:
+    """A run folder with the phantom's prepared frames and these networks, as if they had been trained."""
     folder = tmp_path_factory.mktemp("runs") / "smoke-phantom"
     prepare(phantom, "phantom", smoke, folder / "dataset", progress=False)
     write_json(folder / "manifest.json", {"data": read_json(folder / "dataset" / "data.json")})
-    random_unet.save_pretrained(folder / "diffusion" / "all" / "model")
-    (folder / "diffusion" / "all" / "log.csv").write_text("step,validation_loss\n6,0.75\n12,0.5\n")
+    for group, network in (("all", random_unet), ("enlarger", random_enlarger)):
+        network.save_pretrained(folder / "diffusion" / group / "model")
+        (folder / "diffusion" / group / "log.csv").write_text("step,validation_loss\n6,0.75\n12,0.5\n")
     return folder
 
 

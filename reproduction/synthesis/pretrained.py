@@ -42,9 +42,11 @@ def halve(source: Path, target: Path) -> None:
 
 
 def outline(mask: NDArray[np.bool_], points: int = 32) -> NDArray[np.float32]:
-    """A polygon (points, 2) round a mask (S, S): row and column in fractions of the side, its last point repeated."""
+    """A polygon (points, 2) round a mask (S, S), row and column in fractions of the side, its last point repeated: as
+    close to the mask as so many points can be."""
     contour = max(find_contours(np.pad(mask, 1).astype(float), 0.5), key=len) - 1
-    polygon = (approximate_polygon(contour, 0.5)[:points] + 0.5) / len(mask)
+    polygons = (approximate_polygon(contour, tolerance) for tolerance in np.arange(0.5, 20, 0.25))
+    polygon = (next(p for p in polygons if len(p) <= points) + 0.5) / len(mask)
     return np.pad(polygon, ((0, points - len(polygon)), (0, 0)), mode="edge").astype(np.float32)
 
 

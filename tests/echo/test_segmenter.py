@@ -20,14 +20,25 @@ def test_paper_network_has_its_size():
 
 def test_augmentation_keeps_image_and_label_aligned(smoke):
     config = replace(smoke.segmenter, flip_probability=0.5, gamma=(1.0, 1.0001), rotation_deg=15)
-    transform = segmenter.augmentation(config, 64).set_random_state(0)
-    label = torch.zeros(1, 64, 64)
-    label[:, 20:40, 12:30] = 1
-    for _ in range(10):
-        out = transform({"image": label.clone(), "label": label.clone()})
-        moved = out["label"] > 0.5
-        assert ((out["image"] > 0.5) == moved).float().mean() > 0.99
-        assert not torch.equal(moved, label > 0.5)
+    label = torch.zeros(10, 1, 64, 64)
+    label[:, :, 20:40, 12:30] = 1
+    image, moved = segmenter.augmented(label, label, replace(config, ultrasound=0.0), np.random.default_rng(0))
+    for x, y in zip(image, moved > 0.5, strict=True):
+        assert ((x > 0.5) == y).float().mean() > 0.99
+        assert not torch.equal(y, label[0] > 0.5)
+        assert 0.6 < y.sum() / label[0].sum() < 1.7
+    assert len({tuple(y.flatten().tolist()) for y in moved}) == 10  # each is moved by itself
+
+
+def test_a_segmenter_works_at_its_own_size_and_answers_at_the_images(smoke):
+    torch.manual_seed(0)
+    network = segmenter.build_segmenter(replace(smoke.segmenter, image_size=32)).eval()
+    small = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        logits = network(small.repeat_interleave(2, 2).repeat_interleave(2, 3))  # averaging gives `small` back
+        expected = torch.nn.functional.interpolate(network(small), (64, 64), mode="bilinear", align_corners=False)
+    assert network(small).shape == (2, 4, 32, 32)
+    torch.testing.assert_close(logits, expected)
 
 
 def test_training_is_seeded_kept_and_better_than_chance(frames, smoke, tmp_path):
@@ -57,7 +68,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(frames, smoke, tmp_pat
     draw = segmenter.draw_samples
 
     def stops(*arguments):
-        if arguments[-1] == 17:
+        if arguments[3] == 17:
             raise KeyboardInterrupt
         return draw(*arguments)
 
@@ -65,23 +76,12 @@ def test_an_interrupted_training_ends_in_the_same_weights(frames, smoke, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         segmenter.train_segmenter(profile, *parts, tmp_path / "b", seed=0)
     steps = []
-    monkeypatch.setattr(segmenter, "draw_samples", lambda *a: steps.append(a[-1]) or draw(*a))
+    monkeypatch.setattr(segmenter, "draw_samples", lambda *a: steps.append(a[3]) or draw(*a))
     resumed = segmenter.train_segmenter(profile, *parts, tmp_path / "b", seed=0)
     assert steps == list(range(11, 31))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert (tmp_path / "a" / "log.csv").read_bytes() == (tmp_path / "b" / "log.csv").read_bytes()
     assert not list((tmp_path / "b").glob("*.pt"))
-
-
-def test_batches_made_ahead_by_other_processes_are_the_same(frames, smoke, tmp_path, monkeypatch):
-    parts = frames["training"], frames["validation"]
-    alone = segmenter.train_segmenter(smoke, *parts, tmp_path / "a", seed=0)
-    monkeypatch.setattr(segmenter, "data_workers", lambda: 1)
-    made = []
-    monkeypatch.setattr(segmenter, "draw_samples", lambda *a, draw=segmenter.draw_samples: made.append(a) or draw(*a))
-    ahead = segmenter.train_segmenter(smoke, *parts, tmp_path / "b", seed=0)
-    assert not made  # in this process
-    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), ahead.parameters(), strict=True))
 
 
 def test_fine_tuning_starts_from_a_network_and_takes_smaller_steps(frames, smoke, tmp_path):

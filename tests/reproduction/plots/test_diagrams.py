@@ -60,9 +60,9 @@ def test_block_table_is_the_network(profile):
     levels, config = len(profile.unet.channel_mult), profile.unet
     assert len(blocks[blocks["part"] == "encoder"]) == levels * (config.num_res_blocks + 1)
     assert list(blocks["resample"].value_counts()[["down", "up"]]) == [levels - 1] * 2
-    deepest = config.channel_mult[-1] * config.model_channels, profile.image_size >> (levels - 1)
+    deepest = config.channel_mult[-1] * config.model_channels, profile.first_size >> (levels - 1)
     assert set(blocks.query("part == 'middle'")[["channels", "side"]].itertuples(index=False, name=None)) == {deepest}
-    output = config.in_channels * (1 + config.learned_variance), profile.image_size
+    output = config.in_channels * (1 + config.learned_variance), profile.first_size
     assert tuple(blocks[["channels", "side"]].iloc[-1]) == output
     # Attention follows the blocks of its resolutions, but never the one that changes the resolution; once the middle's.
     plain = blocks["part"].isin(["encoder", "decoder"]) & (blocks["resample"] == "")
@@ -78,7 +78,7 @@ def test_block_table_has_the_shapes_of_a_forward_pass(random_unet, smoke):
         for name, m in random_unet.named_modules()
         if name in blocks.index
     ]
-    side = smoke.image_size
+    side = smoke.first_size
     with torch.no_grad():
         conditioning = Conditioning(torch.zeros(2, 5, side, side))
         random_unet(torch.randn(2, 1, side, side), torch.tensor([3, 4]), conditioning, torch.arange(2))

@@ -164,17 +164,16 @@ def test_a_generator_of_few_patients_sees_those_alone(monkeypatch, frames, smoke
 
 
 def test_both_share_every_batch(frames, smoke):
-    from echo.segmenter import augmentation, draw_samples
+    from echo.segmenter import draw_samples
 
     dark, bright = (replace(frames["training"], images=np.full_like(frames["training"].images, v)) for v in (60, 200))
     few = dark.select(np.arange(1))
     config = replace(smoke.segmenter, batch_size=6, gamma_probability=0.0)
-    transform = augmentation(config, smoke.image_size)
-    images, labels = draw_samples([few, bright], config, transform, seed=0, step=1)
+    images, labels = draw_samples([few, bright], config, seed=0, step=1)
     middle = images[:, 0, 16, 16]
     assert (middle < 0.5).sum() == (middle > 0.5).sum() == 3
     assert labels.shape == images.shape
-    again, _ = draw_samples([few, bright], config, transform, seed=0, step=1)
-    other, _ = draw_samples([few, bright], config, transform, seed=0, step=2)
+    again, _ = draw_samples([few, bright], config, seed=0, step=1)
+    other, _ = draw_samples([few, bright], config, seed=0, step=2)
     assert torch.equal(images, again)
     assert not torch.equal(images, other)

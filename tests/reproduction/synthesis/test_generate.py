@@ -148,7 +148,9 @@ def test_an_image_is_painted_again_from_its_row(whole, trained, frames, profile,
         generate.regenerate(whole, ["000017"], *parts)
 
 
-def test_another_checkpoint_device_or_seed_is_refused(trained, frames, profile, tmp_path, monkeypatch):
+def test_another_checkpoint_device_or_seed_is_refused(
+    trained, frames, profile, random_enlarger, tmp_path, monkeypatch
+):
     parts = trained / "diffusion", *frames.values(), profile
     generate.generate(*parts, tmp_path / "set", seed=0, shard=(0, 3))
     before = everything(tmp_path / "set")
@@ -159,6 +161,7 @@ def test_another_checkpoint_device_or_seed_is_refused(trained, frames, profile, 
         generate.generate(*parts, tmp_path / "set", seed=0, shard=(1, 3))
     torch.manual_seed(1)
     build_unet(profile).save_pretrained(tmp_path / "retrained" / "all" / "model")
+    random_enlarger.save_pretrained(tmp_path / "retrained" / "enlarger" / "model")
     with pytest.raises(ValueError, match="painted with another checkpoints"):
         generate.generate(tmp_path / "retrained", *parts[1:], tmp_path / "set", seed=0, shard=(1, 3))
     assert everything(tmp_path / "set") == before
@@ -252,7 +255,7 @@ def test_maps_from_the_shape_model_in_the_share_asked_for(profile):
     assert sum((a != b).any() for a, b in zip(half, warped, strict=True)) >= sum(drawn)
 
 
-def test_a_model_for_each_view_and_phase(smoke, random_unet, tmp_path):
+def test_a_model_for_each_view_and_phase(smoke, random_unet, random_enlarger, tmp_path):
     paper_like = replace(smoke, per_view_phase=True, enlarger=None)
     assert generate.model_groups(paper_like) == ["2CH_ED", "2CH_ES", "4CH_ED", "4CH_ES"]
     with pytest.raises(FileNotFoundError, match="no diffusion model; run notebook 02"):
@@ -262,6 +265,7 @@ def test_a_model_for_each_view_and_phase(smoke, random_unet, tmp_path):
     assert len({id(m) for m in generate.load_models(tmp_path, paper_like).values()}) == 4
     assert len(set(generate.set_facts(tmp_path, paper_like, 0)["checkpoints"].values())) == 4
     random_unet.save_pretrained(tmp_path / "all" / "model")
+    random_enlarger.save_pretrained(tmp_path / "enlarger" / "model")
     assert len({id(m) for m in generate.load_models(tmp_path, smoke).values()}) == 1
 
 

@@ -181,7 +181,7 @@ def test_cards_give_licence_and_numbers(copy, trained, tmp_path):
     assert "not been measured" in data and "shape model" not in data
     header = ModelCard.load(copy / "MODEL_CARD.md").data
     assert header.license == DatasetCard.load(copy / "DATA_CARD.md").data.license == "mit"
-    assert [(r.metric_type, r.metric_value) for r in header.eval_results] == [("loss", 0.5)]
+    assert [(r.metric_type, r.metric_value) for r in header.eval_results] == [("loss", 0.5)] * 2
     assert DatasetCard.load(copy / "DATA_CARD.md").data.size_categories == "n<1K"
 
     pd.DataFrame({"id": ["000000", "000001"], "LV endo": [0.5, 0.6], "LV epi": [0.8, 0.8], "LA": [0.0, 0.1]}).to_csv(
