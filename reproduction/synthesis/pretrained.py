@@ -6,6 +6,7 @@ which sector. There is no frame and no label map in it.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,36 @@ def draw_heart(
     return to_sdm(np.where(sector, label, np.uint8(0)), sector)
 
 
+def paint_hearts(
+    model: Cascade,
+    shapes: tuple[ShapeModel, NDArray, NDArray],
+    profile: Profile,
+    patients: Sequence[int],
+    view_phase: int,
+    seed: int = 0,
+    batch: int = 8,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], pd.DataFrame]:
+    """Drawn SDM label maps (n, S, S), the echoes (n, S, S) painted for them, and a row for each: seed of the noise,
+    place, size of a pixel in mm.
+
+    Args:
+        shapes: of this view and phase, as `load_shapes` gives them.
+        patients: numbers, `batch` at most; an image is a function of the seed, its patient's number, view and phase.
+        view_phase: place in `config.VIEW_PHASES`.
+        batch: size of the network's batch, which is filled up: a network may round otherwise in another.
+    """
+    model_of_shapes, _sectors, spacing_mm = shapes
+    draws = [np.random.default_rng((seed, number, view_phase)) for number in patients]
+    table = pd.DataFrame({"seed": [int(rng.integers(2**31)) for rng in draws]})
+    # The same for all views and phases of a patient.
+    places = [int(np.random.default_rng((seed, n)).integers(len(model_of_shapes.centres))) for n in patients]
+    maps = [draw_heart(shapes, profile.image_size, place, rng) for place, rng in zip(places, draws, strict=True)]
+    take = np.resize(np.arange(len(maps)), batch)
+    images = paint(model, profile, np.stack(maps)[take], [view_phase] * batch, table["seed"].to_numpy()[take].tolist())
+    table[["spacing_row_mm", "spacing_col_mm"]] = spacing_mm[places].astype(float)
+    return np.stack(maps), images[: len(maps)], table
+
+
 def paint_pretrained(
     folder: Path, profile: Profile, target: Path, images: int, seed: int = 0, batch: int = 8
 ) -> pd.DataFrame:
@@ -187,27 +218,22 @@ def paint_pretrained(
         model, shapes = load_cascade(folder), load_shapes(folder / "shapes.npz")
     except (OSError, ValueError, KeyError) as error:
         raise DamagedFile(folder, error) from None
-    numbers, size = range(-(-images // len(VIEW_PHASES))), profile.image_size
-    rows = []
+    numbers = range(-(-images // len(VIEW_PHASES)))
     for first in tqdm(numbers[::batch], desc="patients", unit=f"{batch} patients"):
         block = numbers[first : first + batch]
+        folders = [target / "database_nifti" / f"patient{number + 1:04d}" for number in block]
         for k, (view, phase) in enumerate(VIEW_PHASES):
-            draws = [np.random.default_rng((seed, number, k)) for number in block]
-            seeds = [int(rng.integers(2**31)) for rng in draws]
-            places = [int(np.random.default_rng((seed, n)).integers(len(shapes[k][0].centres))) for n in block]
-            patients = [target / "database_nifti" / f"patient{number + 1:04d}" for number in block]
-            rows += [(p.name, view, phase, s) for p, s in zip(patients, seeds, strict=True)]
-            if all((p / f"{p.name}_{view}_{phase}_gt.nii.gz").exists() for p in patients):
+            if all((f / f"{f.name}_{view}_{phase}_gt.nii.gz").exists() for f in folders):
                 continue
-            maps = [draw_heart(shapes[k], size, place, rng) for place, rng in zip(places, draws, strict=True)]
-            take = np.resize(np.arange(len(block)), batch)  # a network may round otherwise in a batch of another shape
-            painted = paint(model, profile, np.stack(maps)[take], [k] * batch, np.array(seeds)[take].tolist())
-            for patient, image, label, place in zip(patients, painted, maps, places, strict=False):
-                spacing = tuple(float(x) for x in shapes[k][2][place])
-                layout.write_frame(patient, view, phase, image, to_camus(label), spacing)
-                layout.write_info(patient, "ED: 1\nES: 2\nNbFrame: 2\n")
+            maps, painted, drawn = paint_hearts(model, shapes[k], profile, block, k, seed, batch)
+            for folder_of, row, image, sdm in zip(folders, drawn.itertuples(), painted, maps, strict=True):
+                spacing = row.spacing_row_mm, row.spacing_col_mm
+                layout.write_frame(folder_of, view, phase, image, to_camus(sdm), spacing)
+                layout.write_info(folder_of, "ED: 1\nES: 2\nNbFrame: 2\n")
+    names = [f"patient{number + 1:04d}" for number in numbers]
+    keys = [(n, number, k) for n, number in zip(names, numbers, strict=True) for k in range(len(VIEW_PHASES))]
+    rows = [(n, *VIEW_PHASES[k], np.random.default_rng((seed, number, k)).integers(2**31)) for n, number, k in keys]
     table = pd.DataFrame(rows, columns=["patient", "view", "phase", "seed"])
-    names = sorted(table["patient"].unique())
     validation = names[9::10]
     layout.write_splits(target, {"training": [n for n in names if n not in validation], "validation": validation})
     write_csv(target / "synthetic.csv", table)

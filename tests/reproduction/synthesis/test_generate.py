@@ -148,9 +148,7 @@ def test_an_image_is_painted_again_from_its_row(whole, trained, frames, profile,
         generate.regenerate(whole, ["000017"], *parts)
 
 
-def test_another_checkpoint_device_or_seed_is_refused(
-    trained, frames, profile, random_enlarger, tmp_path, monkeypatch
-):
+def test_another_checkpoint_device_or_seed_is_refused(trained, frames, profile, random_enlarger, tmp_path, monkeypatch):
     parts = trained / "diffusion", *frames.values(), profile
     generate.generate(*parts, tmp_path / "set", seed=0, shard=(0, 3))
     before = everything(tmp_path / "set")
