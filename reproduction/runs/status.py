@@ -40,6 +40,8 @@ def diffusion(folder: Path, profile: dict, begun: float) -> Progress:
     data = folder.parent / STAGES["data"].folder / "data.json"
     conditions = (read_json(data) if data.exists() else {}).get("classes", {}).get("conditions", VIEW_PHASES)
     planned = profile["training"]["steps"] * (len(conditions) or 1 if profile["per_view_phase"] else 1)
+    if second := profile.get("enlarger"):
+        planned += second["training"]["steps"]
     if not logs:
         return 0, planned, "steps", 0.0, ""
     name, log = logs[-1]

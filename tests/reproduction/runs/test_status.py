@@ -152,7 +152,7 @@ def test_a_real_run_from_another_process(tmp_path):
     assert states == {
         "data": "done", "diffusion": "done", "generation": "done", "segmentation": "interrupted", "tables": "waiting"
     }  # fmt: skip
-    assert "12 of 12 steps" in lines[2]
+    assert "24 of 24 steps" in lines[2]
     assert "all: loss" in lines[2]
     assert "12 of 12 images" in lines[3]
     assert f"1 of {len(cells)} segmenters" in lines[4]
