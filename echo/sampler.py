@@ -101,10 +101,10 @@ def denoise(
     return x
 
 
-def noise_of(seeds: list[int], channels: int, size: int) -> tuple[Tensor, list[torch.Generator]]:
-    """Standard normal noise (B, C, S, S) on the CPU, a function of each image's seed alone; and the generators."""
+def noise_of(seeds: list[int], *shape: int) -> tuple[Tensor, list[torch.Generator]]:
+    """Standard normal noise (B, *shape) on the CPU, a function of each image's seed alone; and the generators."""
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    return torch.stack([torch.randn((channels, size, size), generator=g) for g in generators]), generators
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]), generators
 
 
 class SemanticDiffusionPipeline(DiffusionPipeline):
@@ -147,7 +147,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"{len(label_maps)} label maps, but {len(seeds)} seeds: give one for each")
         unet, scheduler, device = self.unet, self.scheduler, self.unet.device
         channels = unet.config.in_channels
-        x, generators = noise_of(seeds, channels, label_maps.shape[-1])
+        x, generators = noise_of(seeds, channels, *label_maps.shape[2:])
         y = label_maps.to(device)
         c = None if class_labels is None else class_labels.to(device)
         guided = guidance_scale != 1.0
@@ -248,7 +248,7 @@ class CascadePipeline(DiffusionPipeline):
         if size % enlarger.stride:
             raise ValueError(f"images of {size} pixels cannot be enlarged to: a multiple of {enlarger.stride} can")
         # Other numbers than the first stage's noise: seeds of images are below 2**31.
-        x, generators = noise_of([int(seed) + 2**31 for seed in seeds], 1, size)
+        x, generators = noise_of([int(seed) + 2**31 for seed in seeds], 1, size, size)
         noise = torch.stack([torch.randn(small.shape[1:], generator=g) for g in generators])
         labels = torch.from_numpy(sdm_labels).to(enlarger.device)
         level = torch.full((len(small),), noise_sd / self.config.most_noise, device=enlarger.device)

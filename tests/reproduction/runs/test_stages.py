@@ -374,6 +374,9 @@ def test_the_gpu_profile_runs_in_small(tmp_path):
         GPU,
         phantom_patients={"training": 2, "validation": 2, "testing": 2},
         training=replace(GPU.training, **few, warmup_steps=1),
+        enlarger=replace(
+            GPU.enlarger, training=replace(GPU.enlarger.training, **few, warmup_steps=1), num_inference_steps=2
+        ),
         generation=replace(GPU.generation, images=4, validation_images=4, num_inference_steps=2, batch_size=2),
         segmenter=replace(GPU.segmenter, **few, seeds=1),
         other_segmenter=replace(GPU.other_segmenter, **few),
@@ -387,7 +390,7 @@ def test_the_gpu_profile_runs_in_small(tmp_path):
     dice = pd.read_csv(run.root / "tables" / "dice.csv")
     assert set(dice["train"]) == {cell.row for cell in grid.main_cells(GPU, 0)}
     assert dice["dice_mean"].between(0, 100).all()
-    assert load_synthetic(run.root / "synthetic", "training").images.shape == (4, 128, 128)
+    assert load_synthetic(run.root / "synthetic", "training").images.shape == (4, 256, 256)
 
 
 def test_test_labels_are_read_by_the_last_stage_alone(tmp_path):
