@@ -184,7 +184,7 @@ def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, study):
     assert any(cell.drop_worst for cell in cells)
     trained = {p.parent.name for p in (copy / "grid" / "segmenters").glob("*/model.safetensors")}
     assert trained == {cell.name for cell in cells}
-    assert {p.name for p in (copy / "grid" / "generators").iterdir()} == {"own-0.5", "again"}
+    assert {p.name for p in (copy / "grid" / "generators").iterdir()} == {"own-0.5", "again-1"}
     scores = pd.read_csv(copy / "grid" / "scores.csv")
     counts = scores[scores["processing"] == "raw"].groupby(["train", "seed", "structure"]).size()
     assert dict(counts) == dict.fromkeys(((c.row, c.seed, s) for c in cells for s in STRUCTURES), 8)  # the test frames

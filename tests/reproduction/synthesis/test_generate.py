@@ -19,7 +19,7 @@ from skimage.io import imread
 from echo import sampler
 from echo.augment import augment
 from echo.frames import Frames
-from echo.labels import sector_of, to_camus, to_sdm
+from echo.labels import CAMUS, sector_of, to_camus, to_sdm
 from echo.unet import build_unet
 from reproduction.datasets.phantom import label_map, virtual_patient
 from reproduction.synthesis import generate
@@ -261,7 +261,7 @@ def test_a_model_for_each_view_and_phase(smoke, random_unet, random_enlarger, tm
     for group in generate.model_groups(paper_like):
         build_unet(paper_like).save_pretrained(tmp_path / group / "model")
     assert len({id(m) for m in generate.load_models(tmp_path, paper_like).values()}) == 4
-    assert len(set(generate.set_facts(tmp_path, paper_like, 0)["checkpoints"].values())) == 4
+    assert len(set(generate.set_facts(tmp_path, paper_like, 0, CAMUS)["checkpoints"].values())) == 4
     random_unet.save_pretrained(tmp_path / "all" / "model")
     random_enlarger.save_pretrained(tmp_path / "enlarger" / "model")
     assert len({id(m) for m in generate.load_models(tmp_path, smoke).values()}) == 1
@@ -272,7 +272,7 @@ def test_a_view_and_phase_that_the_data_lack_has_no_model(smoke, frames, random_
     for group in ("2CH_ED", "4CH_ED"):
         build_unet(paper_like).save_pretrained(tmp_path / group / "model")
     assert list(generate.load_models(tmp_path, paper_like)) == [0, 2]
-    assert list(generate.set_facts(tmp_path, paper_like, 0)["checkpoints"]) == ["2CH_ED", "4CH_ED"]
+    assert list(generate.set_facts(tmp_path, paper_like, 0, CAMUS)["checkpoints"]) == ["2CH_ED", "4CH_ED"]
     ed = [f.select((f.index["phase"] == "ED").to_numpy()) for f in frames.values()]
     table = generate.generate(tmp_path, *ed, paper_like, tmp_path / "set", seed=0)
     assert set(table["class_label"]) == {0, 2}
