@@ -77,5 +77,8 @@ def test_no_data_or_pickled_weights_are_tracked():
     assert tracked
     assert not [f for f in tracked if re.search(r"\.(mhd|raw|nii|nii\.gz|pt|pth|ckpt|pkl)$", f)]
     assert [f for f in tracked if f.startswith("data/")] == ["data/README.md", "data/paper_results.csv"]
-    # Only the phantom's runs may bring weights.
-    assert all("-phantom/" in f for f in tracked if f.endswith(".safetensors"))
+    # Weights are the phantom's, or have a card with the licence of the data that they derive from.
+    weights = {f for f in tracked if f.endswith(".safetensors") and "-phantom/" not in f}
+    assert {f.split("/")[1] for f in weights} == {"camus-weights"}
+    card = (REPOSITORY / "results" / "camus-weights" / "MODEL_CARD.md").read_text()
+    assert "CC BY-NC-SA 4.0" in card and "Leclerc" in card

@@ -107,10 +107,10 @@ each view and phase (`shapes.npz`){segmenter}. `python -m echo generate --pretra
 labelled data set in CAMUS's layout.
 
 **How.** Trained on {patients} training patients of CAMUS (Leclerc et al., IEEE TMI 38(9):2198-2210, 2019, doi
-10.1109/TMI.2019.2900516); no frame of validation or test patients was used for weights or shapes; the segmenter's best epoch was chosen on images
-painted for validation patients' label maps. Validation losses:
-{losses}. The shape models hold means and modes of variation, and of {places} patients where the heart lies in which
-sector; no frame and no label map.
+10.1109/TMI.2019.2900516); no frame of validation or test patients was used for weights or shapes; the segmenter's best
+epoch was chosen on images painted for validation patients' label maps. Validation losses: {losses}. The shape models
+hold means and modes of variation, and of {places} patients where the heart lies in which sector; no frame and no label
+map.
 
 **Do training images come back?** {memory}
 
