@@ -13,7 +13,7 @@ from scipy import ndimage
 from echo.config import AugmentationConfig
 from echo.labels import CAMUS, HEART, Classes
 
-ELASTIC_TRIES = 50
+TRIES = 50
 FEW = 4  # pixels that a structure of any organ may gain or lose beyond its share: some have no more
 BLUR = 0.5  # pixels: as much as leaves a map that is not moved as it is
 
@@ -140,22 +140,18 @@ def leak(label: NDArray[np.uint8]) -> float:
 
 
 def augment(
-    label: NDArray[np.uint8],
-    config: AugmentationConfig,
-    rng: np.random.Generator,
-    classes: Classes = CAMUS,
-    tries: int = ELASTIC_TRIES,
+    label: NDArray[np.uint8], config: AugmentationConfig, rng: np.random.Generator, classes: Classes = CAMUS
 ) -> AugmentedMap:
     """A new label map from one of a source's classes (S, S): affine and elastic warps, redrawn until it is plausible.
 
     Raises:
-        ValueError: when no draw of `tries` is; the source is then at fault.
+        ValueError: when no draw of `TRIES` is; the source is then at fault.
     """
     size = len(label)
     centre = (size - 1) / 2
     identity = np.stack(np.meshgrid(*[np.arange(size) - centre] * 2, indexing="ij"))
     fault = ""
-    for rejected in range(tries):
+    for rejected in range(TRIES):
         affine, field = draw_affine(config, rng), draw_elastic(config, size, rng)
         if smallest_jacobian(field) <= 0:
             fault = "the elastic warp folds"
@@ -167,4 +163,4 @@ def augment(
         if fault is None:
             bend = float(np.hypot(*field).max()) / size
             return AugmentedMap(new, rejected, asdict(affine) | {"bend": bend})
-    raise ValueError(f"no plausible augmentation in {tries} draws: {fault}")
+    raise ValueError(f"no plausible augmentation in {TRIES} draws: {fault}")

@@ -97,7 +97,7 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Sampling of the synthetic data set; the defaults are the paper's."""
+    """Sampling of the synthetic dataset; the defaults are the paper's."""
 
     images: int = 9000  # 450 label maps x 5 augmentations x 4 views and phases
     validation_images: int = 200
@@ -308,11 +308,11 @@ GPU = replace(
     image_size=256,
     unet=replace(CPU.unet, attention_resolutions=(16, 8)),
     training=replace(CPU.training, steps=1200, batch_size=64, validate_every=100),
-    enlarger=replace(CPU.enlarger, training=replace(CPU.enlarger.training, steps=5000, batch_size=64)),
+    enlarger=replace(CPU.enlarger, training=replace(CPU.enlarger.training, steps=3500, batch_size=64)),
     generation=replace(CPU.generation, images=4000, validation_images=200, num_inference_steps=20, batch_size=50),
     segmenter=replace(CPU.segmenter, image_size=128, steps=4000, validate_every=500),
-    # The paper's network at the paper's size; its 675 000 steps of one image became 6000 of 32.
-    other_segmenter=SegmenterConfig(steps=6000, batch_size=32, validate_every=500, seeds=1),
+    # The paper's network at the paper's size; its 675 000 steps of one image became 4000 of 32.
+    other_segmenter=SegmenterConfig(steps=4000, batch_size=32, validate_every=500, seeds=1),
     generators=3,
 )
 

@@ -56,15 +56,17 @@ def dividing_threads(batch_size: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def environment_number(name: str, default: int) -> int:
+def environment_number(name: str, default: int, most: int = 2**31 - 1) -> int:
     """The whole number in an environment variable, or the default where it is not set.
 
     Raises:
-        ValueError: when it is something else or negative, naming the variable.
+        ValueError: when it is something else, negative or more than `most`, naming the variable.
     """
     value = os.environ.get(name) or str(default)
     if not (value.isascii() and value.isdigit()):
         raise ValueError(f"the environment variable {name} is {value!r}: it must be a whole number")
+    if int(value) > most:
+        raise ValueError(f"the environment variable {name} is {value!r}: on this machine it is {most} at most")
     return int(value)
 
 
@@ -72,8 +74,10 @@ def launched() -> tuple[int, int] | None:
     """This process's rank and how many there are, where torchrun or `notebook_launcher` started it with others.
 
     Raises:
-        ValueError: when only one of RANK and WORLD_SIZE is set, or the rank is not below their number.
+        ValueError: when only one of RANK and WORLD_SIZE is set, or the rank is not below their number, or LOCAL_RANK
+            (which accelerate reads) is no number.
     """
+    environment_number("LOCAL_RANK", 0)
     given = [name for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)]
     if len(given) == 1:
         (missing,) = {"RANK", "WORLD_SIZE"} - set(given)
@@ -90,9 +94,10 @@ def training_processes() -> int:
     """Processes that share a training: one for each GPU, or what ECHO_PROCESSES says.
 
     Raises:
-        ValueError: when ECHO_PROCESSES is not a whole number above 0.
+        ValueError: when ECHO_PROCESSES is not a whole number above 0, or more than there are GPUs and cores.
     """
-    processes = environment_number("ECHO_PROCESSES", max(1, torch.cuda.device_count()))
+    gpus = torch.cuda.device_count()
+    processes = environment_number("ECHO_PROCESSES", max(1, gpus), most=max(2, gpus, os.cpu_count()))
     if not processes:
         raise ValueError("the environment variable ECHO_PROCESSES is '0': it must be 1 or more")
     return processes

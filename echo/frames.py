@@ -17,7 +17,7 @@ class Frames:
         images: uint8 (N, S, S), rows are depth.
         labels: uint8 (N, S, S), the source's classes (CAMUS: 0 to 3).
         sdm_labels: uint8 (N, S, S), the diffusion model's classes (CAMUS: 0 to 4).
-        index: one row a frame: patient, class_label (its place in `classes.conditions`), spacing_row_mm and
+        index: one row for each frame: patient, class_label (its place in `classes.conditions`), spacing_row_mm and
             spacing_col_mm (NaN where unknown), and the source's own: view, phase, quality, ef; or case, condition.
         classes: what the labels mean.
     """

@@ -63,14 +63,14 @@ class Classes:
 CAMUS = Classes(CAMUS_NAMES, STRUCTURES, True, tuple(" ".join(pair) for pair in VIEW_PHASES), HEART)
 
 
-def sector_mask(image: NDArray[np.uint8], threshold: int = 2) -> NDArray[np.bool_]:
+def sector_mask(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """The insonified sector of an echo (H, W) as one filled, convex region (H, W).
 
     The released code takes `image != 0` pixel by pixel, which punches holes wherever blood is black and so leaks image
     content into the label map. An apical sector is convex (an angle below 180 degrees and an arc), so here it is the
     convex hull of the largest bright component.
     """
-    bright = ndimage.binary_opening(ndimage.median_filter(image, 3) > threshold, iterations=1)
+    bright = ndimage.binary_opening(ndimage.median_filter(image, 3) > 2, iterations=1)
     if not bright.any():
         return np.ones(image.shape, bool)
     return convex_hull_image(get_largest_connected_component_mask(bright, connectivity=1))

@@ -6,9 +6,10 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -21,12 +22,19 @@ def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved onto it when the block ends well; its folder is made.
 
     The temporary name keeps the suffix, since libraries choose the format by it.
+
+    Raises:
+        OSError: naming `path`, also where the system does not, as for a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex[:8]}.{path.name}")  # process numbers repeat between machines
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -68,31 +76,84 @@ def whole(path: Path) -> Iterator[None]:
         raise DamagedFile(path, f"{type(error).__name__}: {error}") from None
 
 
-def read_json(path: Path) -> object:
-    """The value of a JSON file.
+class Record(dict):
+    """A JSON object of a file; a key that it has not is a fault of that file."""
+
+    path: Path
+
+    def __missing__(self, key: str) -> None:
+        raise DamagedFile(self.path, f"it has no {key!r}")
+
+
+def read_json(path: Path, shape: object = object) -> object:
+    """The value of a JSON file; each object in it is a `Record`.
+
+    Args:
+        shape: what it must be: a type, [shape of each item], or {key: shape}; a key that ends in "?" may be absent, and
+            "*" stands for every key.
 
     Raises:
-        DamagedFile: when it is none.
+        DamagedFile: when it is none, or has another shape.
     """
+
+    def record(pairs: dict) -> Record:
+        made = Record(pairs)
+        made.path = path
+        return made
+
     with whole(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_hook=record)
+        check_shape(value, shape, "the whole")
+        return value
 
 
-TEXT = dict.fromkeys(("id", "patient", "case", "condition"), "str")  # of a table: names, also those of digits alone
+def check_shape(value: object, shape: object, name: str) -> None:
+    """Raise ValueError where a JSON value has another shape (`read_json`)."""
+    kind = shape if isinstance(shape, type | UnionType) else type(shape)
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {str(value)[:40]!r}, of another kind than a run's")
+    if isinstance(shape, list):
+        for item in value:
+            check_shape(item, shape[0], f"an item of {name}")
+    if isinstance(shape, dict):
+        for key, inner in shape.items():
+            known = key.removesuffix("?")
+            if key == known != "*" and key not in value:
+                raise ValueError(f"it has no {key!r}")
+            for k in value if key == "*" else {known} & value.keys():
+                check_shape(value[k], inner, repr(k))
 
 
-def read_csv(path: Path, **options) -> "pd.DataFrame":
-    """A table that `write_csv` wrote; `options` as for `pandas.read_csv`.
+NAMES = (  # columns of a table that are text, also where it is digits alone
+    *("id", "patient", "case", "view", "phase", "condition", "quality", "split", "sha256"),
+    *("train", "structure", "processing"),
+)
+
+
+def read_csv(path: Path, needs: Collection[str] = (), **options) -> "pd.DataFrame":
+    """A table that `write_csv` wrote; `options` as for `pandas.read_csv`. What is missing is an empty cell alone: "NA"
+    and "None" may be names.
+
+    Args:
+        needs: columns that it must have, in at least one row; all but NAMES hold numbers.
 
     Raises:
-        DamagedFile: when it is none, or its last line was cut off.
+        DamagedFile: when it is none, lacks what it needs, or its last line was cut off.
     """
     import pandas as pd
 
     with whole(path):
         if not path.read_bytes().endswith(b"\n"):
             raise ValueError("its last line is cut off")
-        return pd.read_csv(path, **{"dtype": TEXT} | options)
+        usual = {"dtype": dict.fromkeys(NAMES, "str"), "keep_default_na": False, "na_values": [""]}
+        table = pd.read_csv(path, **usual | options)
+        if lacking := [name for name in needs if name not in table]:
+            raise ValueError(f"it has no column {lacking[0]!r}")
+        if needs and table.empty:
+            raise ValueError("it has no row")
+        for name in set(needs).difference(NAMES):
+            table[name] = pd.to_numeric(table[name])
+        return table
 
 
 def digest(*values: object) -> str:
@@ -112,12 +173,14 @@ class Checkpoint:
         self.path, self.parts = path, parts
 
     def save(self, **values: object) -> None:
-        """Write the parts' states and these values, atomically."""
+        """Write the parts' states and these values, atomically; and the rows of `log` as `log.csv` beside them."""
+        import pandas as pd
         import torch  # takes a second, and the command line needs other functions of this module alone
 
         states = {name: part and part.state_dict() for name, part in self.parts.items()}
         with atomic(self.path) as temporary:
             torch.save(states | values, temporary)
+        write_csv(self.path.with_name("log.csv"), pd.DataFrame(values["log"]))
 
     def load(self) -> dict[str, object]:
         """Give each part its state, and return the values; an empty dict where there is no checkpoint yet.

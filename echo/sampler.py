@@ -263,6 +263,24 @@ class CascadePipeline(DiffusionPipeline):
         return (torch.where(labels[:, None] > 0, images, 0) if enlarger.config.sector else images).cpu()
 
 
+def build_pipeline(
+    model: SemanticUNet | Cascade, profile: Profile, scheduler: str = ""
+) -> SemanticDiffusionPipeline | CascadePipeline:
+    """The pipeline of a network, or of a cascade's two, with the profile's schedulers; or another one, by its name, in
+    the place of the first."""
+    training, enlarger = profile.training, profile.enlarger
+    first = make_scheduler(
+        scheduler or profile.generation.scheduler,
+        training.prediction_type,
+        profile.unet.learned_variance,
+        training.num_train_timesteps,
+    )
+    if not isinstance(model, Cascade):
+        return SemanticDiffusionPipeline(model, first)
+    second = enlarger.scheduler, enlarger.training.prediction_type, False, enlarger.training.num_train_timesteps
+    return CascadePipeline(model.unet, first, model.enlarger, make_scheduler(*second), enlarger.most_noise)
+
+
 def paint(
     model: SemanticUNet | Cascade,
     profile: Profile,
@@ -281,25 +299,19 @@ def paint(
             `enlarging_steps` and `noise_sd` the second's.
     """
     tune_cpu()
-    generation, training, enlarger = profile.generation, profile.training, profile.enlarger
-    name = options.pop("scheduler", generation.scheduler)
-    scheduler = make_scheduler(
-        name, training.prediction_type, profile.unet.learned_variance, training.num_train_timesteps
-    )
+    generation, enlarger = profile.generation, profile.enlarger
+    pipeline = build_pipeline(model, profile, options.pop("scheduler", ""))
     settings = {
         "num_inference_steps": generation.num_inference_steps,
         "guidance_scale": generation.guidance_scale,
     }
-    labels = torch.tensor(np.asarray(class_labels).tolist())
     if isinstance(model, Cascade):
-        second = enlarger.scheduler, enlarger.training.prediction_type, False, enlarger.training.num_train_timesteps
-        pipeline = CascadePipeline(model.unet, scheduler, model.enlarger, make_scheduler(*second), enlarger.most_noise)
         settings |= {"enlarging_steps": enlarger.num_inference_steps, "noise_sd": enlarger.noise_sd}
         condition, device = np.asarray(sdm_labels), model.unet.device
     else:
-        pipeline = SemanticDiffusionPipeline(model, scheduler)
         condition, device = one_hot(sdm_labels, model.config.label_channels), model.device
-    with autocast(training.precision, device):
+    labels = torch.tensor(np.asarray(class_labels).tolist())
+    with autocast(profile.training.precision, device):
         images = pipeline(condition, labels, seeds=seeds, **settings | options)
     return (images.mean(1) * 255).round().to(torch.uint8).numpy()
 
@@ -312,13 +324,12 @@ def paint_all(
     seeds: np.ndarray,
     **options,
 ) -> np.ndarray:
-    """Echoes uint8 (N, S, S) for SDM label maps of any views and phases, as `generate.paint`, in batches."""
-    painted, size = np.zeros_like(sdm_labels), profile.generation.batch_size
+    """Echoes uint8 (N, S, S) for SDM label maps of any views and phases, as `paint`, in batches."""
+    images, size = np.zeros_like(sdm_labels), profile.generation.batch_size
     for class_label in np.unique(classes):
         places = np.flatnonzero(classes == class_label)
         for first in range(0, len(places), size):
             take = places[first : first + size]
-            seeds_taken = seeds[take].tolist()
-            model = models[class_label]
-            painted[take] = paint(model, profile, sdm_labels[take], classes[take], seeds_taken, **options)
-    return painted
+            chosen = sdm_labels[take], classes[take], seeds[take].tolist()
+            images[take] = paint(models[class_label], profile, *chosen, **options)
+    return images

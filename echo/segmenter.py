@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
@@ -19,9 +18,8 @@ from echo.device import autocast, get_device, tune_cpu
 from echo.dice import frame_dice
 from echo.frames import Frames
 from echo.labels import CAMUS, Classes
-from echo.progress import tqdm
-from echo.resume import Checkpoint, DamagedFile, atomic, write_csv
-from echo.threads import Pace, training_threads, using_threads
+from echo.progress import steps_left
+from echo.resume import Checkpoint, DamagedFile, atomic
 
 WEIGHTS = "model.safetensors"
 LOSSES = {
@@ -151,20 +149,20 @@ def predict(
 
 
 def draw_samples(
-    sets: list[Frames], config: SegmenterConfig, seed: int, step: int, device: torch.device | None = None
+    datasets: list[Frames], config: SegmenterConfig, seed: int, step: int, device: torch.device | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The augmented batch of a step, a function of seed and step: images (B, 1, S, S) in [0, 1], labels likewise.
 
     `ultrasound` changes images with a sector only.
 
-    Each of several sets of frames fills an equal part of it, whatever their sizes.
+    Each of several datasets fills an equal part of it, whatever their sizes.
     """
     rng = np.random.default_rng((seed, 0x5E6, step))
-    counts = [(config.batch_size + k) // len(sets) for k in range(len(sets))]
-    drawn = [(frames, rng.integers(len(frames), size=n)) for frames, n in zip(sets, counts, strict=True)]
+    counts = [(config.batch_size + k) // len(datasets) for k in range(len(datasets))]
+    drawn = [(frames, rng.integers(len(frames), size=n)) for frames, n in zip(datasets, counts, strict=True)]
     images = to_input(np.concatenate([frames.images[rows] for frames, rows in drawn])).to(device)
     labels = torch.from_numpy(np.concatenate([frames.labels[rows] for frames, rows in drawn])).to(device)
-    if not sets[0].classes.sector:
+    if not datasets[0].classes.sector:
         config = replace(config, ultrasound=0.0)
     return augmented(images, labels[:, None].float(), config, rng)
 
@@ -185,12 +183,12 @@ def train_segmenter(
     last validation and ends in the same weights.
 
     Args:
-        training: one set of frames, or several, which share every batch equally.
+        training: one dataset, or several, which share every batch equally.
         start: a trained network to fine-tune, with `finetune_steps` and `finetune_rate` of the config.
     """
     config, device = profile.segmenter, get_device()
     size = config.image_size or profile.image_size
-    sets = [frames.shrunk(size) for frames in ([training] if isinstance(training, Frames) else training)]
+    datasets = [frames.shrunk(size) for frames in ([training] if isinstance(training, Frames) else training)]
     validation = validation.shrunk(size)
     torch.manual_seed(seed)
     tune_cpu()
@@ -207,17 +205,15 @@ def train_segmenter(
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     loss_function = LOSSES[config.loss]
 
-    file = folder / "checkpoint.pt"
-    checkpoint = Checkpoint(file, network=network, optimizer=optimizer, schedule=schedule, ema=ema)
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "ema": ema}
+    checkpoint = Checkpoint(folder / "checkpoint.pt", **parts)
     done = {"step": 0, "log": [], "best": -1.0, "best_state": {}, "threads": None} | checkpoint.load()
     ema.to(device)
-    done["threads"] = training_threads(done["threads"])
-    pace, losses, ahead = Pace(done["threads"]), [], range(done["step"] + 1, steps + 1)
-    bar = tqdm(total=steps, initial=done["step"], desc=name, unit="step")
-    with bar, using_threads(done["threads"]):
-        for step in ahead:
+    losses = []
+    with steps_left(done, steps, name) as bar:
+        for step in bar:
             network.train()
-            image, label = draw_samples(sets, config, seed, step, device)
+            image, label = draw_samples(datasets, config, seed, step, device)
             with autocast(config.precision, device):
                 logits = network(image.contiguous(memory_format=torch.channels_last))
             loss = loss_function(logits.float(), label)
@@ -227,20 +223,14 @@ def train_segmenter(
             schedule.step()
             ema.step(network.parameters())
             losses.append(loss.detach())
-            bar.update()
-            pace.step()
             if step % config.validate_every == 0 or step == steps:
                 dice, weights = validate(network, ema, validation, config)
-                done |= {
-                    "step": step,
-                    "log": [*done["log"], {"step": step, "loss": torch.stack(losses).mean().item()} | dice],
-                }
+                bar.set_postfix(validation_dice=f"{dice['mean']:.1f}")
+                done["log"].append({"step": step, "loss": torch.stack(losses).mean().item()} | dice)
+                losses.clear()
                 if dice["mean"] > done["best"]:
                     done |= {"best": dice["mean"], "best_state": weights}
-                losses.clear()
-                bar.set_postfix(validation_dice=f"{dice['mean']:.1f}")
-                checkpoint.save(**done)
-                write_csv(folder / "log.csv", pd.DataFrame(done["log"]))
+                checkpoint.save(**done | {"step": step})
     with atomic(folder / WEIGHTS) as temporary:
         save_file(done["best_state"], temporary)
     checkpoint.path.unlink()

@@ -8,7 +8,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import psutil
@@ -16,6 +16,7 @@ import torch
 
 from echo.device import environment_number
 
+MOST = 256  # threads that may be asked for; the system takes minutes to start tens of thousands
 WINDOW = 10  # steps whose median time is compared
 USED: set[int] = set()  # with how many threads trainings computed since somebody emptied it; for a run's manifest
 logger = logging.getLogger(__name__)
@@ -54,10 +55,10 @@ def training_threads(recorded: int | None) -> int:
     as cores are free, but not more than PyTorch's default.
 
     Raises:
-        ValueError: when ECHO_THREADS is not a whole number above 0.
+        ValueError: when ECHO_THREADS is not a whole number up to MOST.
     """
     default = torch.get_num_threads()
-    asked = environment_number("ECHO_THREADS", 0)
+    asked = environment_number("ECHO_THREADS", 0, most=MOST)
     if asked or (default == 1 and not recorded) or torch.cuda.is_available():
         return asked or default
     best = 1 if default == 1 else min(default, free_cores())
@@ -81,35 +82,25 @@ def using_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Pace:
-    """Notices when other processes slow a training down, and says once, in one line, what would be faster."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads, self.cores, self.clock = threads, Cores(), time.perf_counter()
-        self.times: list[float] = []
-        self.first = 0.0  # seconds a step at the beginning
-        self.silent = threads == 1 or torch.cuda.is_available()  # there is nothing to choose
-
-    def step(self) -> None:
-        """To be called after every step."""
-        now = time.perf_counter()
-        self.times.append(now - self.clock)
-        self.clock = now
-        if self.silent or len(self.times) < WINDOW:
-            return
-        seconds, free = statistics.median(self.times), self.cores.free()
-        self.times.clear()
-        self.first = self.first or seconds
-        if free < self.threads or seconds > 2 * self.first:
-            cores = len(self.cores.numbers)
-            found = f"a step takes {seconds:.2g} s, at first {self.first:.2g} s; {free} of {cores} cores are free"
-            advice = (
-                ""
-                if free >= self.threads
-                else (
-                    f": {free} instead of {self.threads} CPU threads would be faster. To change it, stop, set "
-                    f"ECHO_THREADS={free} and start again: the training goes on from its last checkpoint"
-                )
-            )
-            logger.warning(found + advice)
-            self.silent = True
+def paced(steps: Iterable[int], threads: int) -> Iterator[int]:
+    """The steps of a training; where other processes slow it down, one line says so, once, and what would be faster."""
+    cores, clock, times = Cores(), time.perf_counter(), []
+    first = 0.0  # seconds a step at the beginning
+    silent = threads == 1 or torch.cuda.is_available()  # there is nothing to choose
+    for step in steps:
+        yield step
+        times.append(time.perf_counter() - clock)
+        clock += times[-1]
+        if silent or len(times) < WINDOW:
+            continue
+        seconds, free = statistics.median(times), cores.free()
+        times.clear()
+        first = first or seconds
+        silent = free < threads or seconds > 2 * first
+        if silent:
+            count = len(cores.numbers)
+            line = f"a step takes {seconds:.2g} s, at first {first:.2g} s; {free} of {count} cores are free"
+            if free < threads:
+                line += f": {free} instead of {threads} CPU threads would be faster. To change it, stop, set "
+                line += f"ECHO_THREADS={free} and start again: the training goes on from its last checkpoint"
+            logger.warning(line)

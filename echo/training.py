@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -23,9 +22,8 @@ from echo.enlarger import build_enlarger, crop_loss, draw_crops
 from echo.fast import FastConditioning, speed_up
 from echo.frames import Frames
 from echo.labels import Classes, one_hot
-from echo.progress import tqdm
-from echo.resume import Checkpoint, asked_to_stop, write_csv
-from echo.threads import Pace, training_threads, using_threads
+from echo.progress import steps_left
+from echo.resume import Checkpoint, asked_to_stop
 from echo.unet import build_unet
 
 
@@ -186,9 +184,9 @@ def draw_rounds(
 ) -> Iterator[list[tuple[Tensor, ...]]]:
     """For each step from `start` on, this process's batches: one for each round of gradient accumulation."""
     shares = accelerator.num_processes * stage.config.gradient_accumulation
-    own = range(accelerator.process_index, shares, accelerator.num_processes)
+    ours = range(accelerator.process_index, shares, accelerator.num_processes)
     for step in range(start, stage.config.steps):
-        yield [stage.draw(frames, seed, step, share, shares) for share in own]
+        yield [stage.draw(frames, seed, step, share, shares) for share in ours]
 
 
 def take_step(
@@ -262,51 +260,43 @@ def train(
     stage = of(profile, training.classes)
     config, training, validation = stage.config, stage.frames(training), stage.frames(validation)
     accelerator = open_accelerator(config)
-    network, unet, optimizer = new_network(stage, accelerator, seed)
+    network, wrapped, optimizer = new_network(stage, accelerator, seed)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     schedule = cosine_schedule(config.num_train_timesteps).to(accelerator.device)
     scaler, is_rank_0 = accelerator.scaler, accelerator.is_main_process
     checkpoint = Checkpoint(folder / "checkpoint.pt", unet=network, optimizer=optimizer, ema=ema, scaler=scaler)
     done = {"step": 0, "log": [], "losses": [], "seconds": 0.0, "threads": None} | checkpoint.load()
     ema.to(accelerator.device)
-    done["threads"] = training_threads(done["threads"])
-    pace, began, in_a_row, leave = Pace(done["threads"]), time.perf_counter() - done["seconds"], 0, 0.0
+    began, in_a_row = time.perf_counter() - done["seconds"], 0
     rounds = draw_rounds(training, stage, seed, done["step"], accelerator)
     batches = next(rounds, [])
-    with (
-        asked_to_stop() as stop,
-        using_threads(done["threads"]),
-        tqdm(total=config.steps, initial=done["step"], desc=stage.name, unit="step", disable=not is_rank_0) as bar,
-    ):
-        for step in range(done["step"], config.steps):
-            loss = add_up_gradient(unet, schedule, batches, stage, accelerator)
+    with asked_to_stop() as stop, steps_left(done, config.steps, stage.name, hidden=not is_rank_0) as bar:
+        for step in bar:
+            loss = add_up_gradient(wrapped, schedule, batches, stage, accelerator)
             batches = next(rounds, [])  # drawn while a GPU still works on those before
             norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
             loss, norm, leave = mean_over_ranks(accelerator, loss, norm, float(stop.is_set()))
-            rate = learning_rate_at(config, step)
+            rate = learning_rate_at(config, step - 1)
             finite = take_step(network, optimizer, ema, loss, norm, rate, scaler)
-            done["step"] = step + 1
-            done["losses"] += [loss] if finite else []
             in_a_row = 0 if finite else in_a_row + 1
             if in_a_row == 10:
                 raise FloatingPointError(f"{folder}: the loss was not finite ten steps in a row, up to step {step}")
-            bar.update()
-            pace.step()
-            due = done["step"] % config.validate_every == 0 or done["step"] == config.steps
+            done |= {"step": step, "seconds": time.perf_counter() - began}
+            done["losses"] += [loss] if finite else []
+            due = step % config.validate_every == 0 or step == config.steps
             if due:
-                row = {"step": done["step"], "loss": float(np.mean(done["losses"] or math.nan))}
-                held_out = held_out_loss(network, ema, schedule, validation, seed, stage, accelerator)
-                row |= {"validation_loss": held_out, "learning_rate": rate, "seconds": time.perf_counter() - began}
-                done |= {"log": [*done["log"], row], "losses": []}
-                bar.set_postfix(loss=f"{row['loss']:.4f}", validation=f"{row['validation_loss']:.4f}")
+                found = {"loss": float(np.mean(done["losses"] or math.nan))}
+                found["validation_loss"] = held_out_loss(network, ema, schedule, validation, seed, stage, accelerator)
+                bar.set_postfix({name: f"{value:.4f}" for name, value in found.items()})
+                done["seconds"], done["losses"] = time.perf_counter() - began, []
+                done["log"].append({"step": step} | found | {"learning_rate": rate, "seconds": done["seconds"]})
             if (due or leave) and is_rank_0:
-                checkpoint.save(**done | {"seconds": time.perf_counter() - began})
-                write_csv(folder / "log.csv", pd.DataFrame(done["log"]))
+                checkpoint.save(**done)
             if leave:
-                raise KeyboardInterrupt(f"stopped after step {done['step']}, which {checkpoint.path} holds")
+                raise KeyboardInterrupt(f"stopped after step {step}, which {checkpoint.path} holds")
         (leave,) = mean_over_ranks(accelerator, float(stop.is_set()))  # since the last step
     ema.copy_to(network.parameters())
-    network = accelerator.unwrap_model(unet, keep_fp32_wrapper=False, keep_torch_compile=False).eval()
+    network = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False).eval()
     if is_rank_0:
         network.save_pretrained(folder / "model")
     accelerator.wait_for_everyone()

@@ -27,10 +27,10 @@ class SemanticUNetOutput(BaseOutput):
     sample: Tensor
 
 
-def timestep_embedding(timestep: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+def timestep_embedding(timestep: Tensor, dim: int) -> Tensor:
     """Sinusoids of t (B,) as (B, dim): cosines, then sines (Vaswani et al. 2017, in guided-diffusion's order)."""
     half = dim // 2
-    omega = torch.exp(-math.log(max_period) / half * torch.arange(half, device=timestep.device))
+    omega = torch.exp(-math.log(10_000.0) / half * torch.arange(half, device=timestep.device))
     angle = timestep[:, None].float() * omega
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 

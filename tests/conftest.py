@@ -40,7 +40,7 @@ def smoke() -> Profile:
 
 @pytest.fixture(scope="session")
 def phantom(smoke, tmp_path_factory):
-    """A small phantom, as a data set."""
+    """A small phantom, as a dataset."""
     return open_data("phantom", smoke, tmp_path_factory.mktemp("data"), seed=0)
 
 

@@ -59,3 +59,9 @@ def expected() -> dict[str, torch.Tensor]:
 def close(actual: torch.Tensor, reference: torch.Tensor, tolerance: float = 1e-4) -> bool:
     """Within a tolerance relative to the reference's largest value."""
     return bool((actual - reference).abs().max() <= tolerance * reference.abs().max())
+
+
+def to_released(unet: SemanticUNet) -> dict[str, torch.Tensor]:
+    """A state dict as the authors' checkpoints have it: their names, float32, on the CPU."""
+    assert not unet.config.num_classes, "the authors' networks have no view-and-phase classes"
+    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in unet.state_dict().items()}

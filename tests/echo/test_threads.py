@@ -1,4 +1,5 @@
 import logging
+import os
 
 import pytest
 import torch
@@ -36,12 +37,10 @@ def test_what_slows_a_training_down_is_said_once(two_threads, monkeypatch, caplo
     clock, steps = [0.0], 0
     monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(threads.Cores, "_read", lambda self: (clock[0], clock[0] * busy * (steps > 20)))
-    pace = threads.Pace(2)
-    pace.cores.numbers = [0, 1]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1}, raising=False)
     with caplog.at_level(logging.WARNING):
-        for steps in range(60):
+        for steps in threads.paced(range(60), 2):
             clock[0] += 0.5 * (slow if steps >= 20 else 1)
-            pace.step()
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == bool(said)
     assert not said or said in lines[0]
@@ -69,9 +68,11 @@ def test_threads_are_given_back():
     ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one'"),
     ({"RANK": "0", "WORLD_SIZE": "2.0"}, "WORLD_SIZE is '2.0'"),
     ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2: with WORLD_SIZE 2"),
+    ({"LOCAL_RANK": "z"}, "LOCAL_RANK is 'z'"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1'"),
 ])  # fmt: skip
 def test_half_of_a_launchers_variables_is_named(monkeypatch, settings, named):
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert launched() is None
     for name, value in settings.items():
@@ -86,9 +87,13 @@ def test_whole_numbers_of_the_environment(monkeypatch):
     assert launched() == (1, 2)
     monkeypatch.setenv("ECHO_PROCESSES", "")
     assert training_processes() >= 1
-    for wrong in ("two", "-1", "1.5", "0"):
+    for wrong in ("two", "-1", "1.5", "0", "99999"):
         monkeypatch.setenv("ECHO_PROCESSES", wrong)
         with pytest.raises(ValueError, match="ECHO_PROCESSES is "):
             training_processes()
     monkeypatch.setenv("ECHO_THREADS", "4")
     assert environment_number("ECHO_THREADS", 0) == 4
+    for wrong in ("abc", "-2", "99999", "1e3"):
+        monkeypatch.setenv("ECHO_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"ECHO_THREADS is '{wrong}'"):
+            threads.training_threads(None)

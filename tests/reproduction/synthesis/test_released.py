@@ -2,12 +2,12 @@ import json
 
 import pytest
 import torch
-from golden import REFERENCE, close, expected, tiny_inputs, tiny_unet
+from golden import REFERENCE, close, expected, tiny_inputs, tiny_unet, to_released
 
-from echo.config import PAPER, SMOKE
-from echo.released import _released_config, load_released, to_released
+from echo.config import PAPER
 from echo.spade import Conditioning
 from echo.unet import build_unet
+from reproduction.synthesis.released import _released_config, load_released
 
 
 def test_released_checkpoint_round_trip(tmp_path):
@@ -57,5 +57,3 @@ def test_wrong_files_are_refused_in_one_line_and_no_code_runs(tmp_path, capsys):
         pytest.raises(ValueError, load_released, tmp_path / "odd.pt", image_size=32, num_head_channels=32).value
     )
     assert "code ran" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no released form"):
-        to_released(build_unet(SMOKE))

@@ -1,4 +1,4 @@
-"""The authors' released checkpoints: read, written, painted with."""
+"""The authors' released checkpoints: read, and painted with."""
 
 import re
 from pathlib import Path
@@ -47,17 +47,6 @@ def load_released(
     unet = SemanticUNet(**config)
     unet.load_state_dict(state)
     return unet.eval()
-
-
-def to_released(unet: SemanticUNet) -> dict[str, Tensor]:
-    """A state dict with the released checkpoints' names, in float32 on the CPU.
-
-    Raises:
-        ValueError: for a network with view-and-phase classes, which the authors' code does not have.
-    """
-    if unet.config.num_classes:
-        raise ValueError("a network with view-and-phase classes has no released form: it has a label embedding")
-    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in unet.state_dict().items()}
 
 
 def _released_config(state: dict[str, Tensor], image_size: int, head_channels: int) -> dict:
