@@ -28,8 +28,9 @@ import numpy as np
 from echo.config import PHASES, SPLITS, VIEW_PHASES, VIEWS
 from echo.labels import CAMUS, Classes
 from echo.progress import tqdm
+from reproduction.datasets.camus_lists import in_no_split, read_splits, split_by_rule, split_faults, told_apart
 from reproduction.datasets.errors import DataError, DataFaults
-from reproduction.datasets.facts import read_info, read_text
+from reproduction.datasets.facts import read_info
 from reproduction.datasets.images import Resizable, one_line, read_still
 
 CamusError = DataError  # the name that importers know
@@ -38,8 +39,6 @@ NIFTI, METAIMAGE = "NIfTI 2023", "MetaImage 2019"
 FOLDERS = {NIFTI: ("database_nifti",), METAIMAGE: ("training", "testing")}
 SUFFIXES = {NIFTI: (".nii.gz", ".nii"), METAIMAGE: (".mhd",)}  # the first one that is there is read
 FILE = re.compile(r"(patient\d+)_([24]CH)_(E[DS])(_gt)?(\.nii\.gz|\.nii|\.mhd)")
-VALIDATION_PATIENTS = 50  # the paper takes the first 50 training patients of the 2019 release
-SMALL_RELEASE_PART = 9  # of a copy with no more patients than these, every ninth: 50 of 450 are as many
 MOST_TILTED = 50  # degrees from straight down to the atrium; at most 38 among 800 frames of CAMUS
 
 
@@ -133,7 +132,8 @@ class Camus:
         return self._path(patient, view, phase, "_gt")
 
     def _path(self, patient: str, view: str, phase: str, tail: str) -> Path:
-        usual = self._folders[patient] / f"{patient}_{view}_{phase}{tail}{SUFFIXES[self.release][0]}"
+        folder = self._folders[patient]
+        usual = folder / f"{folder.name}_{view}_{phase}{tail}{SUFFIXES[self.release][0]}"
         return self._files[patient].get((view, phase, tail), usual)
 
     def frame(self, patient: str, view: str, phase: str) -> Frame:
@@ -158,14 +158,23 @@ class Camus:
             apart = np.abs(np.subtract(still.corner_mm, label.corner_mm))
             if (apart > np.array(still.spacing_mm[::-1]) / 2).any():
                 raise DataError(label_path, f"its header places it {apart.max():.4g} mm beside its frame", patient)
+        stated = [header.corner_mm is not None for header in (still, label)]
+        if stated[0] != stated[1] and (still.turned or label.turned):
+            one, other = ("frame", "label") if stated[0] else ("label", "frame")
+            reason = f"the header of its {one} turns it, that of its {other} states no axes: do they lie the same way?"
+            raise DataError(label_path, reason, patient)
         if image.min() == image.max():
             raise DataError(path, f"constant image, {image.min()} everywhere", patient)
+        if label.pixels.min() > 0:
+            raise DataError(label_path, "no pixel is background (0)", patient)
+        if not label.pixels.any():
+            raise DataError(label_path, "nothing is labelled", patient)
         if (tilt := atrium_tilt(label.pixels, still.spacing_mm)) > MOST_TILTED:
             lies = "above" if tilt > 180 - MOST_TILTED else "beside"
             reason = f"the left atrium lies {lies} the ventricle, not below: upside down, or swapped axes?"
             raise DataError(label_path, reason, patient)
         # The facts of the other view serve where one cfg is absent.
-        cfgs = (cfg for v in (view, *VIEWS) if (cfg := self._folders[patient] / f"Info_{v}.cfg").exists())
+        cfgs = (cfg for v in (view, *VIEWS) if (cfg := self._folders[patient] / f"Info_{v}.cfg").is_file())
         facts = {}
         if cfg := next(cfgs, None):
             with one_line(cfg, patient):
@@ -187,7 +196,7 @@ class Camus:
             files = [*_inner(self.root / "database_split").glob("subgroup_*.txt")]
             for patient, folder in self._folders.items():
                 files += self._files[patient].values()
-                files += (f for f in folder.iterdir() if other.fullmatch(f.name))
+                files += (f for f in folder.iterdir() if other.fullmatch(f.name) and f.is_file())
             for name, path in sorted((f.relative_to(self.root).as_posix(), f) for f in files):
                 # Each file is hashed by itself first: bytes cannot move from one to the next unnoticed.
                 total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -210,15 +219,14 @@ def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
     the faults of the lists in `Camus.faults`, for the data stage, which reports them with all others; "skip" reads
     every frame now. Both leave out each patient with a fault.
 
-    Raises DataError when there is no data set, or more than one, or a patient is in two splits; DataFaults (all of
-    them) for other faults of the split lists with "raise".
+    Raises DataError when there is no data set, or more than one; DataFaults for faults of the split lists with "raise".
     """
     if on_error not in ("raise", "report", "skip"):
         raise ValueError(f"on_error is 'raise', 'report' or 'skip', not {on_error!r}")
     root = Path(root).expanduser().absolute()
     with one_line(root):
         root, layout = _locate(root)
-        groups = {name: _patient_folders(_inner(root / name)) for name in FOLDERS.get(layout, ("",))}
+        groups = told_apart({name: _patient_folders(_inner(root / name)) for name in FOLDERS.get(layout, ("",))})
         folders = {patient: folder for group in groups.values() for patient, folder in group.items()}
         names = {patient: sorted(path.name for path in folder.iterdir()) for patient, folder in folders.items()}
     stored = {match[5] for patient in names for name in names[patient] if (match := FILE.fullmatch(name))}
@@ -231,15 +239,15 @@ def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
     views = tuple(view for view in VIEWS if any(view == key[0] for found in files.values() for key in found))
     notes = []
     if release == NIFTI:
-        splits = _read_splits(_inner(root / "database_split"))
+        splits = read_splits(_inner(root / "database_split"))
     else:
-        splits, notes = _split_by_rule(groups, folders)
-    faults = _split_faults(root, splits, folders)
+        splits, notes = split_by_rule(groups, folders)
+    faults = split_faults(root, splits, folders)
     if faults and on_error == "raise":
         raise DataFaults(root, faults)
     splits = {split: [p for p in dict.fromkeys(listed) if p in folders] for split, listed in splits.items()}
     camus = Camus(root, release, views, faults, notes, folders, files, splits)
-    notes += _lacking(camus)
+    notes += _lacking(camus) + in_no_split(splits, folders)
     if on_error != "skip":
         return camus
     for patient in tqdm(camus.patients(), desc="checking CAMUS", unit="patient", leave=False):
@@ -251,7 +259,7 @@ def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
                 camus.frame(*key)
         except DataError as error:
             faults.append(error)
-    return camus.without({fault.patient for fault in faults if fault.patient in folders and fault.path != root})
+    return camus.without({fault.patient for fault in faults if fault.patient in folders})
 
 
 def _frame_files(folder: Path, names: list[str], release: str) -> dict[tuple[str, str, str], Path]:
@@ -278,7 +286,7 @@ def _lacking(camus: Camus) -> list[str]:
 
 def _patient_folders(folder: Path) -> dict[str, Path]:
     paths = sorted(folder.glob("patient*"))
-    return {path.name: path for path in paths if re.fullmatch(r"patient\d+", path.name) and path.is_dir()}
+    return {path.name: _inner(path) for path in paths if re.fullmatch(r"patient\d+", path.name) and path.is_dir()}
 
 
 def _inner(folder: Path) -> Path:
@@ -310,41 +318,3 @@ def _locate(root: Path) -> tuple[Path, str]:
         if found:
             return found[0]
     raise DataError(root, "no CAMUS here, no folder is named patientXXXX, and no dataset.json of nnU-Net")
-
-
-def _read_splits(folder: Path) -> dict[str, list[str]]:
-    splits = {}
-    for split in SPLITS:
-        path = folder / f"subgroup_{split}.txt"
-        with one_line(path):
-            if path.exists():
-                splits[split] = read_text(path).split()
-    return splits
-
-
-def _split_by_rule(groups: dict[str, dict], folders: dict[str, Path]) -> tuple[dict[str, list[str]], list[str]]:
-    """The splits of a 2019 release, which has no lists, and a line on the rule where it is not the paper's."""
-    training, notes = list(groups.get("training", folders)), []
-    count = VALIDATION_PATIENTS
-    if len(training) <= count:
-        count = -(-len(training) // SMALL_RELEASE_PART) if len(training) > 1 else 0
-        notes = [f"{len(training)} training patients: the first {count} are the validation split (the first ninth)"]
-    splits = {"training": training[count:], "validation": training[:count]}
-    if groups.get("testing"):
-        splits["testing"] = list(groups["testing"])
-    return splits, notes
-
-
-def _split_faults(root: Path, splits: dict[str, list[str]], folders: dict[str, Path]) -> list[DataError]:
-    """One error for each patient that is listed twice or has no folder; raises for one in two splits."""
-    faults, seen = [], {}
-    for split, patients in splits.items():
-        for patient in patients:
-            if seen.get(patient, split) != split:
-                raise DataError(root, f"in two splits, {seen[patient]} and {split}", patient)
-            if patient in seen:
-                faults.append(DataError(root, f"listed twice in subgroup_{split}.txt", patient))
-            elif patient not in folders:
-                faults.append(DataError(root, f"in the {split} split, but has no folder", patient))
-            seen[patient] = split
-    return faults

@@ -9,18 +9,30 @@ import re
 from pathlib import Path
 
 QUALITIES = {"good": "Good", "medium": "Medium", "poor": "Poor"}
+MARKED = dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32")  # first: UTF-16 begins alike
+MARKED |= dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16")
 NOT_TOLD = {"", "na", "n/a", "n.a.", "nan", "none", "null", "unknown", "-", "--", "?"}
 
 
 def read_text(path: Path) -> str:
-    """A text file as editors leave it: UTF-8 with or without a byte order mark, UTF-16 with one, or Latin-1."""
+    """A text file as editors leave it: UTF-8 or UTF-16, either with or without a byte order mark, UTF-32 or Latin-1."""
     content = path.read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
+    encoding = next((name for mark, name in MARKED.items() if content.startswith(mark)), None)
+    if encoding is None:  # every other byte of plain UTF-16 is 0
+        empty = [content[first::2].count(0) > len(content) / 4 for first in (0, 1)]
+        encoding = {(True, False): "utf-16-be", (False, True): "utf-16-le"}.get(tuple(empty))
+    if encoding:
+        return content.decode(encoding, errors="replace")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a list: between spaces, line ends, commas, semicolons or quotes; `#` begins a comment."""
+    lines = (line.partition("#")[0] for line in read_text(path).splitlines())
+    return re.findall(r"[^\s,;\"'\u200b\ufeff]+", "\n".join(lines))
 
 
 def read_info(path: Path) -> dict[str, str | float | None]:
@@ -29,8 +41,8 @@ def read_info(path: Path) -> dict[str, str | float | None]:
     An ejection fraction below 1 without a percent sign is a fraction (0.54 is 54 %); a comma is a decimal point.
     A quality is Good, Medium or Poor whatever its case, and any other word as it is written.
     """
-    pairs = (re.split(r"[:=]", line, maxsplit=1) for line in read_text(path).splitlines())
-    facts = {pair[0].strip().lower(): pair[1].strip() for pair in pairs if len(pair) == 2}
+    pairs = (re.split(r"[:=]", line.partition("#")[0], maxsplit=1) for line in read_text(path).splitlines())
+    facts = {re.sub(r"[\s_]", "", pair[0]).lower(): pair[1].strip(" \t;\"'") for pair in pairs if len(pair) == 2}
     facts = {key: value for key, value in facts.items() if value.lower() not in NOT_TOLD}
     quality, stated = facts.get("imagequality"), facts.get("ef", facts.get("lvef", ""))
     ef, age = _number(stated, 100), _number(facts.get("age", ""), 130)

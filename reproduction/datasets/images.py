@@ -36,11 +36,12 @@ ELEMENT_TYPES |= {"FLOAT": "f4", "DOUBLE": "f8"}
 @dataclass(frozen=True, eq=False)
 class Still:
     """pixels: uint8 (H, W), row 0 at the probe. spacing_mm: (row, column). corner_mm: where the header places the
-    middle of the first pixel, (x, y); None where it states no place."""
+    middle of the first pixel, (x, y); None where it states no axes. turned: whether it states others than CAMUS's."""
 
     pixels: np.ndarray
     spacing_mm: tuple[float, float]
     corner_mm: tuple[float, float] | None
+    turned: bool
 
 
 class Resizable:
@@ -90,7 +91,7 @@ def read_still(path: Path, patient: str, top: int) -> Still:
         array, spacing, affine = read(path, patient)
         if array.dtype.kind not in "uif" or not array.size or sum(n > 1 for n in array.shape) > 2:
             raise DataError(path, f"not one grey image but {array.dtype} of shape {array.shape}", patient)
-        array, spacing, corner = _turned(path, patient, array, spacing, affine)
+        array, spacing, corner, turned = _turned(path, patient, array, spacing, affine)
         row, column = map(float, spacing)
         if not (0 < row < math.inf and 0 < column < math.inf):
             raise DataError(path, f"pixel spacing is {row} x {column} mm", patient)
@@ -102,11 +103,11 @@ def read_still(path: Path, patient: str, top: int) -> Still:
             if np.abs(array - whole).max() > ROUNDING:
                 raise DataError(path, "values are not whole numbers", patient)
             array = whole
-        return Still(array.astype(np.uint8, order="C"), (row, column), corner)
+        return Still(array.astype(np.uint8, order="C"), (row, column), corner, turned)
 
 
 def _turned(path: Path, patient: str, array: np.ndarray, spacing: np.ndarray, affine: np.ndarray | None):
-    """(array (H, W), spacing (row, column), corner (x, y) or None) from an array in a file's own axes.
+    """(array (H, W), spacing (row, column), corner (x, y) or None, turned) from an array in a file's own axes.
 
     affine: (4, 4) in mm from its indices to NIfTI's axes, or None where the file states none.
     """
@@ -116,7 +117,7 @@ def _turned(path: Path, patient: str, array: np.ndarray, spacing: np.ndarray, af
         axes = [axis for axis, n in enumerate(shape) if n > 1] or [0, 1]
         axes = (axes + [axis for axis in range(len(shape)) if axis not in axes])[:2]
         axes = sorted(axes)
-        return array.reshape([shape[axis] for axis in axes]).T, spacing[axes][::-1], None
+        return array.reshape([shape[axis] for axis in axes]).T, spacing[axes][::-1], None, False
     array = array.reshape(shape[:3] + (1,) * (3 - len(shape)))
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     plane = [axis for axis in range(3) if array.shape[axis] > 1] or [0, 1]
@@ -134,7 +135,8 @@ def _turned(path: Path, patient: str, array: np.ndarray, spacing: np.ndarray, af
     if array.shape[2] != 1:
         across = "".join("xyz"[axis] for axis in range(3) if array.shape[axis] > 1)
         raise DataError(path, f"its affine says that the image lies in the {across} plane, not in xy", patient)
-    return array[:, :, 0].T, spacing[1::-1], (float(placed[0, 3]), float(placed[1, 3]))
+    turned = transform[plane].tolist() != [[0, 1], [1, 1]][: len(plane)]
+    return array[:, :, 0].T, spacing[1::-1], (float(placed[0, 3]), float(placed[1, 3])), turned
 
 
 def read_nifti(path: Path, patient: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -144,10 +146,11 @@ def read_nifti(path: Path, patient: str) -> tuple[np.ndarray, np.ndarray, np.nda
         # Unpacked in one go, gzip's checksum covers every byte, and nibabel does not have to seek in a stream.
         content = gzip.decompress(content)
     with LoggingOutputSuppressor():
-        image = nib.Nifti1Image.from_bytes(content)
+        second = content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # its header has 540 bytes
+        image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(content)
         array = np.asarray(image.dataobj)
         # The image's own header is repaired: it would give 1 mm for a pixel size of 0.
-        header = nib.Nifti1Header(content[:348], check=False)
+        header = type(image.header)(content[: int(image.header["sizeof_hdr"])], check=False)
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM:
         raise DataError(path, f"unit of length {unit} is none of NIfTI's", patient)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from imageio.v3 import imwrite
 from numpy.typing import NDArray
 
 from echo.config import SPLITS, VIEWS
@@ -16,6 +17,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     """`data` as a file, atomically."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_png(path: Path, array: NDArray[np.uint8]) -> None:
+    """An array (H, W) as PNG; encoded first, since imageio tells of a full disk only while it forgets the file."""
+    write_bytes(path, imwrite("<bytes>", array, extension=".png"))
 
 
 def nifti(array: NDArray[np.uint8], spacing_mm: tuple[float, float]) -> bytes:

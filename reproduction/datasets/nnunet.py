@@ -112,13 +112,17 @@ class NnUNet:
             DataError: when either is missing or damaged, or the two do not belong together.
         """
         path, label_path = self._cases[patient][case]
-        image, spacing = read_image(path, patient)
-        label, label_spacing = read_label(label_path, patient, self.classes.names)
+        image, spacing, place = read_image(path, patient)
+        label, label_spacing, label_place = read_label(label_path, patient, self.classes.names)
         if image.shape != label.shape:
             raise DataError(label_path, f"label is {label.shape}, its image {image.shape}", patient)
         if spacing and label_spacing and not np.allclose(spacing, label_spacing, rtol=0.01):
             pixels = "label has pixels of {:.4g} x {:.4g} mm, its image {:.4g} x {:.4g} mm"
             raise DataError(label_path, pixels.format(*label_spacing, *spacing), patient)
+        if place is not None and label_place is not None:
+            apart = np.abs((place - label_place) @ np.transpose([[0, 0, 1], [*image.shape[::-1], 1]])).max()
+            if apart > min(spacing):
+                raise DataError(label_path, f"its header places it {apart:.4g} mm beside its image", patient)
         condition = self._conditions.get(case)
         place = self.classes.conditions.index(condition) if condition else 0
         return Case(patient, case, condition, place, image, label, spacing)

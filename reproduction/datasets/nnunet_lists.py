@@ -11,10 +11,12 @@ import numpy as np
 from echo.config import SPLITS
 from echo.labels import Classes
 from reproduction.datasets.errors import DataError, DataFaults
+from reproduction.datasets.facts import read_text
 from reproduction.datasets.images import one_line
 
 ENDINGS = (".png", ".tif", ".tiff", ".nii.gz", ".nii")
 COLUMNS = {"id", "train", "seed", "patient", "view", "phase", "case", "condition", "quality", "step", "loss", "mean"}
+COLUMNS |= {"structure", "dice", "processing", ""}
 SHARE = 0.15  # of the patients, for each split that the dataset does not define
 SPLIT_SEED = 0
 
@@ -38,7 +40,7 @@ def read_classes(path: Path, facts: dict) -> Classes:
     Raises:
         DataFaults: for all that it lacks, and all that we do not support, by name.
     """
-    said, faults = facts.get("labels"), []
+    said, unions, faults = facts.get("labels"), facts.get("structures") or {}, []
     if "channel_names" not in facts and "modality" in facts:
         faults.append("a dataset.json of nnU-Net's first version: convert it by nnUNetv2_convert_old_nnUNet_dataset")
     elif not isinstance(facts.get("channel_names"), dict) or not facts["channel_names"]:
@@ -60,14 +62,16 @@ def read_classes(path: Path, facts: dict) -> Classes:
             faults.append(f"labels have the values {values}: they must be 0 (background), 1, 2, ... without a gap")
         elif not regions and said.get("background") != 0:
             faults.append('label 0 must be called "background"')
-    for name in COLUMNS & {*(said or ()), *(facts.get("structures") or ())}:
+    if not isinstance(unions, dict):
+        faults.append('"structures" is no object: such as {"whole": ["LV", "wall"]}')
+    for name in COLUMNS & {*(said or ()), *unions}:
         faults.append(f"{name!r} is a column of our tables: give the class or structure another name")
     if faults:
         raise DataFaults(path, [DataError(path, fault) for fault in faults])
     names = tuple(sorted((name for name in said if name != "ignore"), key=lambda name: int(said[name])))
     structures = {}
-    for name, members in (facts.get("structures") or {}).items():
-        if not isinstance(members, list) or not members or set(members) - set(names[1:]):
+    for name, members in unions.items():
+        if not isinstance(members, list) or not members or any(member not in names[1:] for member in members):
             raise DataError(path, f"structure {name!r} is {members}: give a list of classes out of {list(names[1:])}")
         structures[name] = tuple(names.index(member) for member in members)
     sector = any("ultrasound" in str(name).lower() for name in facts["channel_names"].values())
@@ -179,8 +183,8 @@ def read_conditions(
     """
     if not path.exists():
         return {}, []
-    with one_line(path), path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    with one_line(path):
+        rows = list(csv.DictReader(read_text(path).splitlines()))
     if not rows or not {"case", "condition"} <= rows[0].keys():
         raise DataError(path, 'it must have the columns "case" and "condition"')
     found, faults = {}, []

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
 
 from echo.config import SPLITS, VIEW_PHASES, VIEWS
 from echo.progress import tqdm
+from echo.resume import read_json
 from reproduction.datasets import layout
 from reproduction.datasets.anatomy import VirtualPatient, anatomy, label_map, virtual_patient
 
@@ -179,7 +180,7 @@ def write_phantom(
     # the claim stands under a temporary name during the run, so that no two seeds mix in one folder
     done, begun = root / "phantom.json", root / "phantom.json.begun"
     for path in (done, begun):
-        if path.exists() and (held := json.loads(path.read_text())) != claim:
+        if path.exists() and (held := read_json(path)) != claim:
             raise ValueError(f"{root} holds another phantom ({held}); asked for {claim}: choose a new folder")
     if done.exists():
         return root

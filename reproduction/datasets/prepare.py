@@ -24,6 +24,9 @@ from reproduction.datasets.nnunet import PATTERN, Case, NnUNet, is_nnunet, open_
 from reproduction.datasets.phantom import write_phantom
 
 Source = Camus | NnUNet
+NEEDED = ("patient", "class_label", "spacing_row_mm", "spacing_col_mm")  # columns on prepared frames
+DEPTH_MM = (40, 400)  # of an image, beyond which a warning is given
+LEAKING = 0.3  # of a cavity's border without a wall; at most 0.01 among 160 frames of CAMUS
 
 
 def open_data(
@@ -132,6 +135,22 @@ def augmentation_faults(raw: Source, frames: Frames, profile: Profile) -> list[D
     return faults
 
 
+def doubts(frames: Frames) -> list[str]:
+    """Lines on what can be, and yet is unlikely: a class that no label map has; of apical hearts an image's depth, and
+    a cavity without its wall."""
+    absent = [f"{k} {name}" for k, name in enumerate(frames.classes.names) if not (frames.labels == k).any()]
+    found = [f"no label map of the training split has {name}" for name in absent]
+    if frames.classes.anatomy != HEART:
+        return found
+    depth = (frames.index["spacing_row_mm"] * frames.images.shape[1]).median()
+    if not DEPTH_MM[0] <= depth <= DEPTH_MM[1]:
+        found.append(f"images are {depth:.3g} mm deep, and an apical view 100 to 250: is the size of a pixel right?")
+    leaks = [leak(label) for label in frames.labels if {1, 2} <= set(label.flat)]
+    if leaks and np.median(leaks) > LEAKING:
+        found.append("in most label maps 2 does not surround 1: 1 is the cavity, 2 the wall, 3 the atrium")
+    return found
+
+
 def unpainted(raw: Source, training: Frames, validation: Frames) -> list[DataError]:
     """A fault for each validation frame of a view and phase that no training frame has: where each of these has a
     diffusion model of its own, there is none for it."""
@@ -163,8 +182,13 @@ def prepare(
     faults, frames = list(raw.faults), {}
     for split in ("training", "validation"):
         frames[split] = read_frames(raw, split, profile.image_size, progress, faults)
+        if frames[split] is not None:  # images are painted for the label maps of both
+            faults += augmentation_faults(raw, frames[split], profile)
     if frames["training"] is not None:
-        faults += augmentation_faults(raw, frames["training"], profile)
+        if not frames["training"].labels.any():
+            faults.append(DataError(raw.root, "no label map of the training split has anything labelled"))
+        for doubt in doubts(frames["training"]):
+            print(f"warning: {doubt}", file=sys.stderr)
     if profile.per_view_phase and None not in frames.values():
         faults += unpainted(raw, frames["training"], frames["validation"])
     for _ in _raw_frames(raw, "testing", faults, progress) if raw.tests_labelled else ():
@@ -194,11 +218,18 @@ def prepare(
     write_json(folder / "data.json", facts | {"classes": raw.classes.to_json()})
 
 
+def read_facts(folder: Path) -> dict:
+    """The `data.json` that `prepare` wrote; empty where it has not."""
+    path = folder / "data.json"
+    shape = {"left_out?": [{"patient": str}], "patient_pattern?": str, "classes?": {"conditions?": [str]}}
+    return read_json(path, shape) if path.exists() else {}
+
+
 def load_classes(folder: Path) -> Classes:
     """What the labels mean that `prepare` wrote; CAMUS's, where an earlier version did not say."""
-    path = folder / "data.json"
-    facts = read_json(path) if path.exists() else {}
-    return Classes(**facts["classes"]) if "classes" in facts else CAMUS
+    facts = read_facts(folder)
+    with whole(folder / "data.json"):
+        return Classes(**facts["classes"]) if "classes" in facts else CAMUS
 
 
 def load_frames(folder: Path, split: str) -> Frames:
@@ -211,6 +242,9 @@ def load_frames(folder: Path, split: str) -> Frames:
         raise FileNotFoundError(
             f"{folder}: no prepared data; run notebook 01 or `python -m echo reproduce --only data`"
         )
-    path, index, classes = folder / f"{split}.npz", read_csv(folder / f"{split}.csv"), load_classes(folder)
+    path, index, classes = folder / f"{split}.npz", read_csv(folder / f"{split}.csv", NEEDED), load_classes(folder)
     with whole(path), path.open("rb") as file, np.load(file) as arrays:
-        return Frames(arrays["images"], arrays["labels"], arrays["sdm_labels"], index, classes)
+        frames = Frames(arrays["images"], arrays["labels"], arrays["sdm_labels"], index, classes)
+        if {len(frames.images), len(frames.labels), len(frames.sdm_labels)} != {len(index)}:
+            raise ValueError(f"{len(frames.images)} frames, and {split}.csv has {len(index)} rows")
+        return frames

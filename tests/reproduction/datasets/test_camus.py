@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from reproduction.datasets.camus import PHASES, SPLITS, VIEWS, CamusError, Frame, open_camus
+from reproduction.runs.inputs import digest_of_splits
 
 HEIGHT, WIDTH = 40, 24  # different, so that a forgotten transpose shows
 SPACING = {"nifti": (0.5, 0.25), "metaimage": (0.154, 0.308)}  # (row, col) in mm
@@ -209,12 +210,13 @@ def test_split_lists_that_contradict_the_data(tmp_path):
     camus = open_camus(root, on_error="skip")
     assert camus.patients("testing") == ["patient0003"]
     assert [patient for patient, _ in camus.skipped] == ["patient0777"]
-    testing.write_text("patient0003\npatient0001\n")
-    for on_error in ("raise", "skip"):
-        with pytest.raises(CamusError, match="patient0001: in two splits, training and testing"):
-            open_camus(root, on_error)
+    testing.write_text("patient0003\npatient0001\npatient0004\n")
+    for patient in ("patient0001", "patient0004"):
+        with pytest.raises(CamusError, match=f"{patient}: in two splits, training and testing"):
+            open_camus(root)
+    assert open_camus(root, on_error="skip").patients() == ["patient0002", "patient0003"]
     testing.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CamusError, match="subgroup_testing.txt"):
+    with pytest.raises(CamusError, match="in the testing split, but has no folder"):
         open_camus(root)
 
 
@@ -223,6 +225,34 @@ def test_metaimage_patient_in_both_folders(tmp_path):
     make_patients(root / "testing", range(1, 2), "metaimage")
     with pytest.raises(CamusError, match="patient0001: in two splits"):
         open_camus(root)
+
+
+def test_metaimage_testing_patients_of_a_training_patients_name(tmp_path):
+    """The 2019 release counts both folders from patient0001."""
+    root = make_camus(tmp_path, "metaimage")
+    (root / "testing" / "patient0004").rename(root / "testing" / "patient0002")
+    for path in (root / "testing" / "patient0002").iterdir():
+        path.rename(path.with_name(path.name.replace("patient0004", "patient0002")))
+    for header in (root / "testing" / "patient0002").glob("*.mhd"):
+        header.write_text(header.read_text().replace("patient0004", "patient0002"))
+    camus = open_camus(root)
+    assert camus.patients("testing") == ["testing_patient0002"]
+    assert camus.patients("training") + camus.patients("validation") == ["patient0002", "patient0003", "patient0001"]
+    ours, theirs = (camus.frame(name, "2CH", "ED") for name in ("patient0002", "testing_patient0002"))
+    assert (ours.image == picture(2)[0]).all() and (theirs.image == picture(4)[0]).all()
+    (root / "testing" / "patient0002" / "patient0002_4CH_ES.mhd").unlink()
+    with pytest.raises(
+        CamusError, match="testing/patient0002/patient0002_4CH_ES.mhd: testing_patient0002: file is missing"
+    ):
+        open_camus(root).frame("testing_patient0002", "4CH", "ES")
+
+
+@pytest.mark.parametrize("listed", [("patient0004",), ("patient0004", "patient0001")])
+def test_patients_in_no_list_are_told(tmp_path, listed):
+    root = make_camus(tmp_path, "nifti")
+    (root / "database_split" / "subgroup_training.txt").write_text("\n".join(listed))
+    told = ["1 of 4 patients are in no split, patient0001 for one"] if len(listed) == 1 else []
+    assert open_camus(root).notes == told
 
 
 @pytest.mark.parametrize("count", [1, 3, 9, 30, 50])
@@ -248,14 +278,38 @@ def test_a_patient_twice_in_one_list(tmp_path, content):
     assert open_camus(root, "report").patients("training") == ["patient0004", "patient0001"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_lists_with_a_byte_order_mark(tmp_path, encoding):
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "text", ["patient0004\r\npatient0001\r\n", "# two\npatient0004,\t\n\n'patient0001'", "patient0004; patient0001\r"]
+)
+def test_lists_of_any_editor(tmp_path, encoding, text):
     root = make_camus(tmp_path, "nifti")
-    (root / "database_split" / "subgroup_training.txt").write_bytes("patient0004\r\npatient0001\r\n".encode(encoding))
+    (root / "database_split" / "subgroup_training.txt").write_bytes(text.encode(encoding))
     assert open_camus(root).patients("training") == ["patient0004", "patient0001"]
 
 
-@pytest.mark.parametrize("doubled", ["database_nifti", "database_split", "training", "testing", "", "twice", "mac"])
+@pytest.mark.parametrize("name", ["Info_2CH.cfg", "patient0001_2CH_ED.nii.gz", "patient0001_4CH_ES_gt.nii.gz"])
+@pytest.mark.parametrize("what", ["folder", "dangling", "loop"])
+def test_something_else_under_the_name_of_a_file(tmp_path, name, what):
+    root = make_camus(tmp_path, "nifti")
+    path = root / "database_nifti" / "patient0001" / name
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path.name if what == "loop" else "nowhere")
+    camus = open_camus(root, "skip")
+    assert digest_of_splits(camus, *SPLITS)  # the data stage's report comes after it
+    assert [patient for patient, _ in camus.skipped] == ["patient0001"] * (not name.endswith(".cfg"))
+    if name.endswith(".cfg"):
+        assert camus.frame("patient0001", "2CH", "ED").ef == 54
+        assert camus.digest()
+
+
+DOUBLED = ("database_nifti", "database_split", "training", "testing", "database_nifti/patient0002", "", "twice", "mac")
+
+
+@pytest.mark.parametrize("doubled", DOUBLED)
 def test_folders_as_unzip_programs_make_them(tmp_path, doubled):
     release = "metaimage" if doubled in ("training", "testing") else "nifti"
     root = make_camus(tmp_path / "data" / "camus", release)
@@ -373,6 +427,7 @@ FAULTS = {
     "label negative": (damaged_array(with_pixel(-1), gt=True), "values from -1.0"),
     "label fraction": (damaged_array(with_pixel(1.5), gt=True), "whole numbers"),
     "label NaN": (damaged_array(with_pixel(np.nan), gt=True), "values from nan"),
+    "label empty": (damaged_array(lambda a: a * 0, gt=True), "nothing is labelled"),
     "image NaN": (damaged_array(with_pixel(np.nan)), "values from nan"),
     "image infinite": (damaged_array(with_pixel(np.inf)), "values from"),
     "image constant": (damaged_array(lambda a: a * 0 + 7), "constant image, 7"),

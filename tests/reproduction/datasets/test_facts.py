@@ -29,10 +29,14 @@ from reproduction.datasets.facts import read_info, read_text
         ("ImageQuality: MEDIUM", "quality", "Medium"),
         ("imagequality = poor", "quality", "Poor"),
         ("ImageQuality: excellent", "quality", "excellent"),
+        ("Image Quality: good", "quality", "Good"),
+        ("image_quality = 'Good';", "quality", "Good"),
+        ("ImageQuality: Poor  # by a second reader", "quality", "Poor"),
+        ('EF: "52.4"  # Simpson', "ef", 52.4),
         ("nothing here", "quality", None),
     ],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_fact(tmp_path, line, key, value, encoding, end):
     path = tmp_path / "Info_2CH.cfg"

@@ -63,6 +63,8 @@ SAME = {
     "slice axis first": reoriented("SLP"),
     "qform alone": qform_only,
     "no statement": nothing_stated,
+    "NIfTI-2": lambda image: nib.Nifti2Image(np.asarray(image.dataobj), image.affine),
+    "NIfTI-2, canonical": lambda image: nib.Nifti2Image.from_image(nib.as_closest_canonical(image)),
     "micron": in_unit("micron", 1000),
     "metre": in_unit("meter", 0.001),
     "mm": in_unit("mm", 1),
@@ -175,3 +177,23 @@ def test_a_label_whose_header_disagrees_is_refused(tmp_path, monkeypatch, affine
         return
     with pytest.raises(DataError, match=reason):
         camus.frame("patient0001", "4CH", "ED")
+
+
+@pytest.mark.parametrize("axes", ["RAS", "RPS", "PLS"])
+@pytest.mark.parametrize("silent", ["", "_gt"])
+def test_one_header_that_turns_beside_one_that_is_silent_is_refused(tmp_path, monkeypatch, axes, silent):
+    (snippet,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "data" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    folder = tmp_path / "mydata/database_nifti/patient0001"
+    paths = {tail: folder / f"patient0001_4CH_ED{tail}.nii.gz" for tail in ("", "_gt")}
+    images = {tail: nib.load(path) for tail, path in paths.items()}
+    images = {tail: nib.Nifti1Image(np.asarray(i.dataobj)[..., None], i.affine) for tail, i in images.items()}
+    spoken = "_gt" if silent == "" else ""
+    mute = nib.Nifti1Image(np.asarray(images[silent].dataobj), None)
+    mute.header.set_zooms(images[silent].header.get_zooms())
+    nib.save(mute, paths[silent])
+    open_camus(tmp_path / "mydata").frame("patient0001", "4CH", "ED")  # as CAMUS's own files are: nothing to turn
+    nib.save(reoriented(axes)(images[spoken]), paths[spoken])
+    with pytest.raises(DataError, match="patient0001_4CH_ED_gt.nii.gz: patient0001: .* do they lie the same way"):
+        open_camus(tmp_path / "mydata").frame("patient0001", "4CH", "ED")

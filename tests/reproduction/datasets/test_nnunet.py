@@ -98,6 +98,15 @@ def test_conditions(root):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_conditions_of_any_editor(root, encoding, end):
+    rows = [f"p{p:02d}_{k},{('None', 'base é')[k]}" for p in range(1, 9) for k in (0, 1)]
+    (root / "conditions.csv").write_bytes(end.join(["case,condition", *rows, ""]).encode(encoding))
+    raw = open_nnunet(root)
+    assert (raw.classes.conditions, raw.faults) == (("None", "base é"), [])
+
+
 def test_splits_that_are_not_given_are_drawn_by_patient(tmp_path):
     raw = open_nnunet(made_set(tmp_path, patients=10, tests=0, splits=False))
     members = [raw.patients(split) for split in ("training", "validation", "testing")]
@@ -168,6 +177,10 @@ BAD_DATASETS = {
     "gap": ({"labels": {"background": 0, "LV": 2}}, "labels have the values [0, 2]: they must be 0 (background), 1"),
     "background": ({"labels": {"nothing": 0, "LV": 1}}, 'label 0 must be called "background"'),
     "reserved": ({"labels": {"background": 0, "mean": 1}}, "'mean' is a column of our tables: give the class or str"),
+    "nameless": ({"labels": {"background": 0, "": 1}}, "'' is a column of our tables"),
+    "a table's value": ({"labels": {"background": 0, "dice": 1}}, "'dice' is a column of our tables"),
+    "list of structures": ({"structures": ["LV"]}, '"structures" is no object: such as'),
+    "nested structure": ({"structures": {"heart": [["LV"]]}}, "structure 'heart' is [['LV']]: give a list of classes"),
     "structure": ({"structures": {"heart": ["RV"]}}, "structure 'heart' is ['RV']: give a list of classes out of"),
 }
 
@@ -317,10 +330,24 @@ def nifti(kind: str, array, spacing=(1.5, 0.75)):
     return lambda root: write(root / places[kind], array, spacing)
 
 
+def turned(change):
+    """Another affine in the label map's header, and the same array."""
+
+    def spoil(root):
+        path = root / "labelsTr/p01_0.nii.gz"
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), change @ image.affine), path)
+
+    return spoil
+
+
 BAD_NIFTIS = {
     "volume": (nifti("image", np.arange(120.0).reshape(4, 5, 6)), "a volume of shape (6, 5, 4)"),
     "nan": (nifti("image", np.full(SHAPE, np.nan, np.float32)), "holds values that are no finite numbers"),
     "spacing": (nifti("label", np.zeros(SHAPE, np.uint8), (1, 1)), "label has pixels of 1 x 1 mm, its image"),
+    "other side": (turned(np.diag([-1, 1, 1, 1])), "its header places it 60 mm beside its image"),
+    "upside down": (turned(np.diag([1, -1, 1, 1])), "its header places it 144 mm beside its image"),
+    "elsewhere": (turned(np.array([[1, 0, 0, 5], *np.eye(4)[1:]])), "its header places it 5 mm beside its image"),
     "fractions": (nifti("label", np.full(SHAPE, 0.5, np.float32)), "values are not whole numbers"),
 }
 

@@ -5,9 +5,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from made_sets import made_set
+from skimage.io import imread, imsave
 
 from echo import labels
-from echo.resume import read_json
+from echo.resume import DamagedFile, read_json
 from reproduction.datasets import prepare
 from reproduction.datasets.camus import CamusError, open_camus
 from reproduction.datasets.errors import DataError, DataFaults
@@ -47,6 +49,15 @@ def test_an_empty_split_is_named(phantom, smoke, monkeypatch):
 
 def test_missing_preparation_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no prepared data; run notebook 01"):
+        prepare.load_frames(tmp_path, "training")
+
+
+def test_arrays_and_rows_of_different_numbers_are_named(phantom, smoke, tmp_path):
+    prepare.prepare(phantom, "phantom", smoke, tmp_path, progress=False)
+    with np.load(tmp_path / "training.npz") as arrays:
+        fewer = {name: array[:3] for name, array in arrays.items()}
+    np.savez_compressed(tmp_path / "training.npz", **fewer)
+    with pytest.raises(DamagedFile, match="training.npz: damaged .*3 frames, and training.csv has 12 rows"):
         prepare.load_frames(tmp_path, "training")
 
 
@@ -93,7 +104,7 @@ def lying_on_its_side(root, file):
     return "patient0004: the left atrium lies beside"
 
 
-def unkeepable(root, file):
+def unkeepable(root, file, patient="patient0001"):
     def specks(label):  # (W, H): an atrium of single pixels at the size that is trained on, which no warp keeps
         label, pixel = np.where(label == 3, 0, label), len(label) // 32
         for column in range(6, 26, 3):
@@ -101,13 +112,25 @@ def unkeepable(root, file):
                 label[column * pixel : (column + 1) * pixel, row * pixel : (row + 1) * pixel] = 3
         return label
 
-    turned(file("patient0001", "4CH_ED_gt"), specks)
-    return "patient0001: no plausible augmentation in 50 draws"
+    turned(file(patient, "4CH_ED_gt"), specks)
+    return f"{patient}: no plausible augmentation in 50 draws"
 
 
-def unlabelled(root, file):
-    turned(file("patient0002", "4CH_ED_gt"), np.zeros_like)
-    return "patient0002: nothing is labelled"
+def unkeepable_in_validation(root, file):
+    return unkeepable(root, file, "patient0004")  # validation images are painted too
+
+
+def unlabelled(root, file, patient="patient0002"):
+    turned(file(patient, "4CH_ED_gt"), np.zeros_like)
+    return f"{patient}: nothing is labelled"
+
+
+def unlabelled_in_validation(root, file):
+    return unlabelled(root, file, "patient0004")
+
+
+def unlabelled_in_testing(root, file):
+    return unlabelled(root, file, "patient0005")
 
 
 def empty_patient(root, file):
@@ -134,7 +157,10 @@ FAULTS = [
     upside_down,
     lying_on_its_side,
     unkeepable,
+    unkeepable_in_validation,
     unlabelled,
+    unlabelled_in_validation,
+    unlabelled_in_testing,
     empty_patient,
     listed_twice,
     no_folder,
@@ -196,6 +222,41 @@ def test_patients_with_a_fault_can_be_left_out(copy, smoke, plants):
     again = prepare.open_data(root, smoke, folder, 0, left_out=named)
     assert set(again.patients("training")) == kept
     assert facts["digest"] == again.digest()
+
+
+@pytest.mark.parametrize(
+    ("mm", "swapped", "warned"),
+    [
+        (0.002, False, ["images are 0.064 mm deep"]),
+        (20.0, False, ["images are 640 mm deep"]),
+        (4.0, True, ["2 does not surround 1"]),
+        (1.0, True, ["images are 32 mm deep", "2 does not surround 1"]),
+        (4.0, False, []),
+    ],
+)
+def test_what_is_unlikely_is_said_in_one_line(frames, mm, swapped, warned):
+    training = frames["training"]
+    labels = np.array([0, 2, 1, 3], np.uint8)[training.labels] if swapped else training.labels
+    said = prepare.doubts(replace(training, labels=labels, index=training.index.assign(spacing_row_mm=mm)))
+    assert len(said) == len(warned)
+    assert all(expected in line for line, expected in zip(said, warned, strict=True))
+
+
+@pytest.mark.parametrize("gone", [(3,), (2, 3), (1, 3)])
+def test_a_class_that_no_label_map_has_is_told(frames, gone):
+    training = frames["training"]
+    labels = np.where(np.isin(training.labels, gone), 0, training.labels)
+    said = prepare.doubts(replace(training, labels=labels))
+    wanted = [f"no label map of the training split has {k} {training.classes.names[k]}" for k in gone]
+    assert [line for line in said if "no label map" in line] == wanted
+
+
+def test_a_dataset_without_any_label_is_a_fault(tmp_path, smoke):
+    root = made_set(tmp_path / "Dataset001_X")
+    for path in (root / "labelsTr").glob("*.png"):
+        imsave(path, np.zeros_like(imread(path)), check_contrast=False)
+    with pytest.raises(DataFaults, match="no label map of the training split has anything labelled"):
+        prepare.prepare(prepare.open_dataset(root), "nnunet", smoke, tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize("split", ["training", "validation", "testing"])
