@@ -31,7 +31,11 @@ def need_checkout() -> None:
 @cache
 def writable(folder: Path) -> Path:
     """`folder`, a place below the repository; or the same place below ECHO_CACHE (by default
-    ~/.cache/echo-from-noise) where the repository cannot be written, or is not a clone. A line says so, once."""
+    ~/.cache/echo-from-noise) where the repository cannot be written, or is not a clone. A line says so, once.
+
+    Raises:
+        PermissionError: when that cannot be written either.
+    """
     try:
         if not NOTEBOOKS.exists():
             raise OSError
@@ -39,8 +43,13 @@ def writable(folder: Path) -> Path:
         if not os.access(folder, os.W_OK):
             raise OSError
     except OSError:
-        cache = Path(os.environ.get("ECHO_CACHE", "~/.cache/echo-from-noise")).expanduser()
-        elsewhere = cache / folder.relative_to(REPOSITORY)
+        cache = os.environ.get("ECHO_CACHE") or "~/.cache/echo-from-noise"
+        try:
+            elsewhere = Path(cache).expanduser() / folder.relative_to(REPOSITORY)
+            elsewhere.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # RuntimeError: a user without a home
+            reason = f"neither {folder} nor {cache} can be written: give --run, or set ECHO_CACHE to a folder"
+            raise PermissionError(reason) from None
         print(f"{folder} cannot be written: {elsewhere} is used", file=sys.stderr)
         return elsewhere
     return folder

@@ -28,6 +28,7 @@ from reproduction.runs.options import (
     StudyName,
     expanded,
     here,
+    parse_shard,
 )
 from reproduction.runs.table import STAGES, STUDIES
 
@@ -162,7 +163,8 @@ def trace(
 @app.command()
 def generate(
     directory: Annotated[
-        Path | None, typer.Argument(help="With --pretrained: the folder of the new data set.", show_default=False)
+        Path | None,
+        typer.Argument(help="With --pretrained: the folder of the new dataset.", show_default=False, parser=here),
     ] = None,
     profile: ProfileOption = ProfileName.laptop,
     data: DataOption = "phantom",
@@ -186,8 +188,8 @@ def generate(
         ),
     ] = "",
 ) -> None:
-    """Paint the synthetic set of a run whose diffusion model is trained, or a data set with --pretrained. Called again,
-    it resumes.
+    """Paint the synthetic dataset of a run whose diffusion model is trained, or a dataset with --pretrained. Called
+    again, it resumes.
 
     The set is the same bit for bit however it is divided: by --shard over independent jobs, in any order, or by
     torchrun --standalone --nproc_per_node N -m -- echo generate ...
@@ -201,6 +203,8 @@ def generate(
     if pretrained:
         paint_without_data(pretrained, directory, images or 100, seed)
         return
+    if directory:
+        raise ValueError(f"{directory}: a folder is for --pretrained; the set of a run lies in it, which --run names")
     k, n = parse_shard(shard) if shard else launched() or (0, 1)
     opened = open_run(profile.value, data, run, seed, recompute=True)
     folder = opened.folder("generation")
@@ -222,27 +226,19 @@ def paint_without_data(name: str, directory: Path | None, images: int, seed: int
     if name not in PRETRAINED:
         raise ValueError(f"no pretrained weights {name!r}: there are {', '.join(PRETRAINED)}")
     if directory is None:
-        raise ValueError("--pretrained needs the folder of the new data set: generate --pretrained camus DIRECTORY")
+        raise ValueError("--pretrained needs the folder of the new dataset: generate --pretrained camus DIRECTORY")
     table = paint_pretrained(PRETRAINED[name], CPU, directory, images, seed)
     typer.echo(f"{directory}: {len(table)} images of {table['patient'].nunique()} patients, with label maps")
-
-
-def parse_shard(shard: str) -> tuple[int, int]:
-    """(k, N) of "k/N"."""
-    k, slash, n = shard.partition("/")
-    if not (slash and k.isdigit() and n.isdigit()):
-        raise ValueError(f"--shard is k/N, such as 0/4, not {shard!r}")
-    return int(k), int(n)
 
 
 @app.command()
 def verify(
     folder: SetArgument,
     regenerate: Annotated[list[str], typer.Option(help="Paint this image again (an id; may be repeated).")] = [],  # noqa: B006
-    sample: Annotated[int, typer.Option(help="Paint so many images again, drawn at random.")] = 0,
+    sample: Annotated[int, typer.Option(min=0, help="Paint so many images again, drawn at random.")] = 0,
     seed: SeedOption = 0,
 ) -> None:
-    """Hash a synthetic set again: a line for each file that is missing, changed or too many; exit status 1 on any.
+    """Hash a synthetic dataset again: a line for each file that is missing, changed or too many; exit status 1 on any.
 
     An image painted again must be the same bit for bit, on the device that painted the set.
     """
@@ -274,7 +270,7 @@ def export(
         bool, typer.Option("--with-real", help="nnunet: with the run's real training and validation frames too.")
     ] = False,
 ) -> None:
-    """Write a synthetic set in the layout of a real one, for any tool that reads that; there are no test cases."""
+    """Write a synthetic dataset in the layout of a real one, for any tool that reads that; there are no test cases."""
     from reproduction.runs.run import run_of_set
     from reproduction.synthesis.export import export_camus, export_nnunet
 
@@ -311,7 +307,8 @@ def check(
     from reproduction.runs.check import check as read_all
 
     raw = open_dataset(data, patient_pattern or PATTERN)
-    typer.echo("\n".join(read_all(raw, Path(sheet or f"{raw.root.name}_contact_sheet"))))
+    target = Path(sheet)
+    typer.echo("\n".join(read_all(raw, target / f"{raw.root.name}_contact_sheet" if target.is_dir() else target)))
 
 
 @app.command()

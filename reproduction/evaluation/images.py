@@ -195,8 +195,8 @@ def speckle_statistics(
     al. 1983); in log-compressed grey levels, as here, it has no such value, and serves to compare sets.
 
     Returns:
-        One row an image and region: image (row of the stack), region (of `names`, but "outside"), pixels, mean and
-        sd in grey levels, snr = mean / sd. An absent region has no row; snr is NaN where sd is 0.
+        One row for each image and region: image (row of the stack), region (of `names`, but "outside"), pixels, mean
+        and sd in grey levels, snr = mean / sd. An absent region has no row; snr is NaN where sd is 0.
 
     Raises:
         ValueError: for different shapes.
@@ -233,8 +233,8 @@ def power_spectrum(images: NDArray[np.uint8]) -> pd.DataFrame:
     is divided by the window's power, so that white noise of variance v has power v at every frequency.
 
     Returns:
-        One row a frequency: frequency in cycles per image side, 1 to S / 2, each a ring 1 wide, and power in squared
-        grey levels.
+        One row for each frequency: frequency in cycles per image side, 1 to S / 2, each a ring 1 wide, and power in
+        squared grey levels.
     """
     size = images.shape[-1]
     window = np.outer(*2 * [hann(size, sym=False)])
@@ -260,8 +260,8 @@ def nearest_distances(queries: NDArray, references: NDArray, neighbours: int = 5
         neighbours: how many nearest references `relative` is measured by; M where that is less.
 
     Returns:
-        One row a query: distance, index (the nearest reference's row), and relative, in [0, 1]: distance over the mean
-        distance of the nearest `neighbours` (Carlini et al. 2023, for CIFAR-10): a copy is close to one only.
+        One row for each query: distance, index (the nearest reference's row), and relative, in [0, 1]: distance over
+        the mean distance of the nearest `neighbours` (Carlini et al. 2023, for CIFAR-10): a copy is close to one only.
 
     Raises:
         ValueError: when the two differ in more than their number.
@@ -297,7 +297,11 @@ def memorisation_test(synthetic: NDArray, heldout: NDArray, training: NDArray, a
         a synthetic image is closer than a held-out one (0.5 if nothing is memorised); median_synthetic and
         median_heldout, distances; copies, the rows of `synthetic` (K,) called so.
     """
-    ours, real = (nearest_distances(images, training) for images in (synthetic, heldout))
+    return compare_nearest(*(nearest_distances(images, training) for images in (synthetic, heldout)), alpha)
+
+
+def compare_nearest(ours: pd.DataFrame, real: pd.DataFrame, alpha: float = 0.5) -> dict:
+    """`memorisation_test`'s result, from the `nearest_distances` of synthetic and of held-out images."""
     result = {}
     for kind, suffix in (("distance", ""), ("relative", "_relative")):
         u, p = stats.mannwhitneyu(ours[kind], real[kind], alternative="less")

@@ -112,7 +112,7 @@ def score(
         Scores: a row for each frame, structure and processing: what names the frame, such as patient, view, phase,
         quality, and the columns of `frame_scores`. Volumes: a row for each patient, and of an apical heart:
         `clinical.patient_volumes` of the predictions (edv_ml, esv_ml, ef) and of the expert's labels (expert_edv_ml,
-        expert_esv_ml, expert_ef), each after `largest_components`, and release_ef, the EF in % that the data set
+        expert_esv_ml, expert_ef), each after `largest_components`, and release_ef, the EF in % that the dataset
         itself states.
     """
     scores, volumes = [], []

@@ -119,6 +119,77 @@ def differences(scores: pd.DataFrame, pairs: list[tuple[str, str]], seed: int) -
     return table
 
 
+def network_interval(
+    dice: pd.DataFrame, reference: pd.DataFrame, seed: int, resamples: int = BOOTSTRAP_RESAMPLES
+) -> tuple[float, float]:
+    """95 % percentile interval of the difference of two means, with patients, generators and segmenter seeds resampled.
+
+    Each resample draws patients, the same for both sides, then generators, then as many segmenters of each as it has,
+    all with replacement: a bootstrap crossed over patients and networks (Owen 2007, Ann. Appl. Stat. 1(2):386-411). Of
+    n generators a bootstrap sees (n - 1) / n of their variance: with two or three the interval is too narrow.
+
+    Args:
+        dice: a row for each frame, a column for each network: (generator, seed). Its index has the level patient.
+        reference: the same of the training set compared with.
+        resamples: how many.
+
+    Returns:
+        Low and high; (NaN, NaN) for fewer than 2 patients.
+    """
+    rng, codes = np.random.default_rng(seed), dice.index.get_level_values("patient").factorize()[0]
+    patients = codes.max() + 1
+    if patients < 2:
+        return np.nan, np.nan
+    weights = rng.multinomial(patients, np.full(patients, 1 / patients), size=resamples)  # (R, P)
+    sides = []
+    for table in (dice, reference):
+        by_patient = table.groupby(codes)
+        means = (weights @ by_patient.sum().to_numpy()) / (weights @ by_patient.count().to_numpy())  # (R, networks)
+        generators = table.columns.get_level_values(0)
+        segmenters = [np.flatnonzero(generators == name) for name in generators.unique()]
+        drawn = np.empty((resamples, len(segmenters)))  # a drawn generator's mean over its drawn segmenters
+        for k in range(len(segmenters)):
+            generator = rng.integers(len(segmenters), size=resamples)
+            for g, networks in enumerate(segmenters):
+                rows = np.flatnonzero(generator == g)
+                chosen = rng.choice(networks, size=(len(rows), len(networks)))
+                drawn[rows, k] = means[rows[:, None], chosen].mean(axis=1)
+        sides.append(drawn.mean(axis=1))
+    low, high = np.percentile(sides[0] - sides[1], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def generator_differences(tables: list[pd.DataFrame], seed: int) -> pd.DataFrame:
+    """Synthetic-only and real + synthetic less real-only in raw Dice points, over several generators: rows of scores
+    whose training set is "synthetic, generator 2" are by another one than "synthetic".
+
+    Args:
+        tables: of scores, such as the main table's and the grid's.
+
+    Returns:
+        A row for each training set with more than one generator, and each structure: generators, segmenters,
+        difference (mean over generators of each one's mean over seeds), generator_sd (of these means), low and high
+        (`network_interval`), equivalent. Empty where there is one generator.
+    """
+    scores = pd.concat(tables, ignore_index=True)
+    raw = scores[scores["processing"] == "raw"]
+    kind = raw["train"].str.partition(", generator ")
+    raw = raw.assign(kind=kind[0], generator=kind[2])
+    wide = 100 * raw.pivot_table("dice", ["structure", *frame_names(raw)], ["kind", "generator", "seed"])
+    rows = []
+    for train, structure in product(("synthetic", "both"), structures_of(scores)):
+        if train not in set(raw["kind"]) or raw.loc[raw["kind"] == train, "generator"].nunique() < 2:
+            continue
+        frames = wide.loc[structure]
+        ours, reference = frames[train].dropna(axis=1, how="all"), frames["real"].dropna(axis=1, how="all")
+        means = ours.mean().groupby(level="generator").mean()
+        low, high = network_interval(ours, reference, seed)
+        row = {"train": train, "structure": structure, "generators": len(means), "segmenters": ours.shape[1]}
+        row |= {"difference": means.mean() - reference.mean().mean(), "generator_sd": means.std()}
+        rows.append(row | {"low": low, "high": high, "equivalent": max(-low, high) < EQUIVALENCE_MARGIN})
+    return pd.DataFrame(rows)
+
+
 def bland_altman(measured: ArrayLike, reference: ArrayLike) -> dict[str, float]:
     """Agreement of two measurements (N,) of the same patients (Bland and Altman 1986, Lancet 327:307-310).
 

@@ -12,7 +12,14 @@ from echo.resume import read_csv, write_csv, write_text
 from reproduction import PAPER_RESULTS
 from reproduction.datasets.anatomy import QUALITIES
 from reproduction.evaluation.segmentation import NSD_TOLERANCE_MM
-from reproduction.evaluation.statistics import bland_altman, differences, frame_names, structures_of, summary
+from reproduction.evaluation.statistics import (
+    bland_altman,
+    differences,
+    frame_names,
+    generator_differences,
+    structures_of,
+    summary,
+)
 
 # The main rows of the experiment, and what readers call them; other rows go by their own name.
 TRAIN_NAMES = {
@@ -269,23 +276,20 @@ def difference_table(scores: pd.DataFrame, seed: int, pairs: list[tuple[str, str
 def mean_dice(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean raw Dice over frames, in %: a row for each training set, a column for each structure, and how many seeds."""
     raw = prepared(scores[scores["processing"] == "raw"])
-    means = (
-        100 * raw.groupby(["train", "structure"], sort=False)["dice"].mean().unstack("structure")[structures_of(raw)]
-    )
-    return means.assign(seeds=raw.groupby("train")["seed"].nunique())
+    means = raw.groupby(["train", "structure"], sort=False)["dice"].mean().unstack("structure")
+    return (100 * means[structures_of(raw)]).assign(seeds=raw.groupby("train")["seed"].nunique())
 
 
-def against_paper(scores: pd.DataFrame, train: str = "synthetic") -> pd.DataFrame:
-    """A training set's mean Dice beside the paper's, in %: paper, ours, difference for each structure."""
-    paper = paper_results()["dice_mean"]
-    ours = mean_dice(scores).loc[train, list(paper.index)]
-    table = pd.DataFrame({"paper": paper, "ours": ours.astype(float)}).loc[list(paper.index)]
-    return table.assign(difference=table["ours"] - table["paper"]).rename_axis("mean Dice, %")
+def beside_whole_run(live: pd.DataFrame, scores: pd.DataFrame, train: str = "synthetic") -> pd.DataFrame:
+    """Mean raw Dice of a few frames' scores beside that of all scores of a training set, in %."""
+    some = mean_dice(live.assign(train=train, seed=0)).loc[train]
+    both = {"Dice of these frames, %": some, "of the whole run": mean_dice(scores).loc[train]}
+    return pd.DataFrame(both).drop("seeds")
 
 
 def compare_runs(dice: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The `comparison` of each run, from their Dice tables by name (`runs.run.all_results`), one below the other."""
-    return pd.concat({name: comparison(table) for name, table in dice.items()}, names=["run"])
+    return with_dashes(pd.concat({name: comparison(table) for name, table in dice.items()}, names=["run"]))
 
 
 def typical_frames(scores: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
@@ -299,17 +303,6 @@ def typical_frames(scores: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
         f"{chosen[k]}: {' '.join(order.index[k][1:])}, {100 * order.iloc[k]:.0f} %": order.index[k]
         for k in sorted(chosen)
     }
-
-
-def best_epochs(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The row of the best mean validation Dice out of each segmenter's training log, by name."""
-    return pd.concat({name: log.loc[log["mean"].idxmax()] for name, log in logs.items()}, axis=1).T
-
-
-def training_log(log: pd.DataFrame, rows: int = 6) -> pd.DataFrame:
-    """Some evenly spread rows of a diffusion training's log: step, loss and validation_loss."""
-    chosen = np.linspace(0, len(log) - 1, min(rows, len(log))).astype(int)
-    return log.iloc[chosen][["step", "loss", "validation_loss"]]
 
 
 def with_dashes(table: pd.DataFrame) -> pd.DataFrame:
@@ -334,14 +327,17 @@ def write_scores(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path) -> N
 def write_tables(scores: pd.DataFrame, volumes: pd.DataFrame, folder: Path, seed: int) -> None:
     """Write scores, volumes (`write_scores`) and all that is made of them.
 
-    `table_1`, `table_2`, `table_3` and `differences`, each as .csv, .md and .tex; and the Dice alone: `dice.csv` and
-    `comparison.md`. Tables are made of the files, whose scores are rounded, so they can be made again from them.
+    `table_1`, `table_2`, `table_3`, `differences`, of several generators `generators`, each as .csv, .md and .tex; and
+    the Dice alone: `dice.csv` and `comparison.md`. Tables are made of the files, whose scores are rounded, so that they
+    can be made again from them.
     """
     write_scores(scores, volumes, folder)
     scores, volumes, frames = (read_csv(folder / f"{name}.csv") for name in ("scores", "volumes", "dice_frames"))
     dice = dice_table(frames)
     named = {f"table_{n}": made for n in (1, 2, 3) if len(made := table(n, scores, volumes, seed))}
     named["differences"] = difference_table(scores, seed)
+    if len(generators := generator_differences([scores], seed)):
+        named["generators"] = generators.round(2).set_index("train")
     files = {"dice.csv": dice.to_csv(index=False), "comparison.md": markdown(comparison(dice)) + "\n"}
     for name, made in named.items():
         files[f"{name}.csv"], files[f"{name}.md"] = made.to_csv(), markdown(made) + "\n"

@@ -1,4 +1,4 @@
-"""Diagrams of what the paper takes for granted: an apical view of the heart, and the network, block by block."""
+"""Diagrams of what the paper takes for granted: an apical view of the heart, the network block by block, a cascade."""
 
 from functools import partial
 
@@ -9,12 +9,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from numpy.typing import NDArray
 from torch import nn
 
 from echo.spade import Conditioning
 from echo.unet import AttentionBlock, ResBlock, SemanticUNet, SpadeResBlock
 from reproduction.datasets.anatomy import anatomy, virtual_patient
-from reproduction.plots.echoes import COLOURS
+from reproduction.plots.echoes import COLOURS, WIDTH, show, show_labels
 
 # (edge, fill) of the network's blocks; the label map's lines have the edge colour of the blocks that it enters.
 BLOCK_COLOURS = {
@@ -116,6 +117,14 @@ def network_blocks(unet: SemanticUNet) -> pd.DataFrame:
         for hook in hooks:
             hook.remove()
     return pd.DataFrame(rows)
+
+
+def parameter_table(blocks: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Parameters in millions of each part and of the whole: a column for each network's `network_blocks`, by name."""
+    parts = {name: table.groupby("part", sort=False)["parameters"].sum() for name, table in blocks.items()}
+    counts = pd.DataFrame(parts)
+    counts.loc["whole network"] = counts.sum()
+    return (counts / 1e6).rename_axis("parameters, millions")
 
 
 def _places(blocks: pd.DataFrame) -> dict[str, tuple[str, float]]:
@@ -237,4 +246,27 @@ def draw_network(unet: SemanticUNet) -> Figure:
         write(x, y, name, ha="left", weight="bold")
     write(start["left"], route, "middle", ha="left", weight="bold")
     write(time_line - 0.07, -pitch + 0.15, "skip", ha="right", fontsize=7, color="#4D4D4D")
+    return figure
+
+
+def two_stages(
+    sdm_label: NDArray[np.uint8], echoes: NDArray, small: NDArray, enlarged: NDArray, corner: tuple[int, int], side: int
+) -> Figure:
+    """What noise decides in each stage of a cascade: a label map (S, S) and echoes (n, S, S) painted for it, each from
+    other noise in both stages; below, a square of the first one's small image (s, s), and of what the second stage
+    alone makes of that image from other noise (n, S, S).
+
+    Args:
+        corner: row and column of the square in full-size pixels; multiples of S / s, as is `side`.
+    """
+    n, factor = len(echoes), len(sdm_label) // len(small)
+    figure, axes = plt.subplots(2, n + 1, figsize=(WIDTH, 2 * WIDTH / (n + 1) + 0.6), layout="constrained")
+    show_labels(axes[0, 0], sdm_label, "label map")
+    axes[0, 0].add_patch(Rectangle(corner[::-1], side, side, fill=False, edgecolor="white", linewidth=1))
+    square = tuple(slice(start, start + side) for start in corner)
+    coarse = tuple(slice(start // factor, (start + side) // factor) for start in corner)
+    show(axes[1, 0], small[coarse], f"first stage, {side // factor} pixels", interpolation="nearest")
+    for k in range(n):
+        show(axes[0, k + 1], echoes[k], f"both stages, noise {k + 1}")
+        show(axes[1, k + 1], enlarged[k][square], f"second stage, noise {k + 1}", interpolation="nearest")
     return figure

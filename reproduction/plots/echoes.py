@@ -18,6 +18,9 @@ from echo.resume import atomic
 from reproduction.evaluation.images import nearest_distances
 from reproduction.evaluation.shape import shape_statistics
 
+WIDTH = 7.2  # inches, of a page's text: a figure is printed as large as it is drawn, with letters of 8 points or more
+plt.rcParams["figure.dpi"] = 150  # so that four columns have 200 pixels an image and more
+
 # Okabe and Ito's palette, safe for colour-blind readers: of the classes, and of the structures, in their order.
 PALETTE = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00")
 
@@ -28,6 +31,7 @@ def colours(structures: Iterable[str]) -> dict[str, str]:
 
 
 COLOURS = colours(CAMUS.structures)
+CHANGE = 50  # grey levels, that an edit's change has full colour at
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
@@ -45,10 +49,15 @@ def show(ax: Axes, image: NDArray, title: str = "", **options) -> None:
     ax.set_title(title, fontsize=9)
 
 
-def show_labels(ax: Axes, sdm_label: NDArray[np.uint8], title: str = "", classes: Classes = CAMUS) -> None:
-    """An SDM label map (H, W) in its classes' colours; black is the background or outside, grey is tissue."""
+def map_palette(classes: Classes = CAMUS) -> list[str]:
+    """The colour of each class of an SDM label map; black is the background or outside, grey is tissue."""
     own = colours(classes.names[1:])
-    palette = [own.get(name, "#4D4D4D" if name == "tissue" else "black") for name in classes.sdm_names]
+    return [own.get(name, "#4D4D4D" if name == "tissue" else "black") for name in classes.sdm_names]
+
+
+def show_labels(ax: Axes, sdm_label: NDArray[np.uint8], title: str = "", classes: Classes = CAMUS) -> None:
+    """An SDM label map (H, W) in its classes' colours."""
+    palette = map_palette(classes)
     options = {"cmap": ListedColormap(palette), "vmin": 0, "vmax": len(palette) - 1, "interpolation": "nearest"}
     show(ax, sdm_label, title, **options)
 
@@ -61,12 +70,30 @@ def draw_contours(ax: Axes, label: NDArray[np.uint8], classes: Classes = CAMUS, 
             ax.contour(mask, [0.5], colors=colour, linewidths=1.2, **style)
 
 
-def structure_legend(figure: Figure, classes: Classes = CAMUS) -> None:
-    """The structures' colours, below the figure."""
+def structure_legend(figure: Figure, classes: Classes = CAMUS, dotted: str = "", solid: str = "") -> None:
+    """The structures' colours, below the figure, and what dotted and solid contours are, where there are such."""
     names = {"LV epi": "LV epi (in label maps: the wall)"} if classes.anatomy == HEART else {}
     found = colours(classes.structures).items()
     handles = [Line2D([], [], color=colour, label=names.get(name, name)) for name, colour in found]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    styles = {":": dotted, "-": solid}
+    handles += [Line2D([], [], color="0.4", ls=style, label=text) for style, text in styles.items() if text]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+
+
+def stamp(figure: Figure, data: str, size: int) -> Figure:
+    """The figure, with the data that it is of and the size of an image written above it, before its own title."""
+    name = Path(data).name
+    name = {"camus": "CAMUS", "sunnybrook": "Sunnybrook"}.get(name.lower(), name)
+    title = f"{name}, {size} x {size} pixels"
+    own = figure.get_suptitle()
+    figure.suptitle(f"{title}: {own}" if own else title, fontsize=9)
+    return figure
+
+
+def blank(axes: NDArray, used: int) -> None:
+    """Hide the axes after the first `used`."""
+    for ax in axes.flat[used:]:
+        ax.set_axis_off()
 
 
 def name_rows(axes: NDArray, *names: str) -> None:
@@ -77,7 +104,8 @@ def name_rows(axes: NDArray, *names: str) -> None:
 
 def example_views(frames: Frames, rows: list[int]) -> Figure:
     """Image, label map and contours for some frames, a column each."""
-    figure, axes = plt.subplots(3, len(rows), figsize=(2 * len(rows), 6.4), layout="constrained", squeeze=False)
+    size = min(WIDTH, 1.9 * len(rows)), 6
+    figure, axes = plt.subplots(3, len(rows), figsize=size, layout="constrained", squeeze=False)
     for column, row in zip(axes.T, rows, strict=True):
         show(column[0], frames.images[row], frames.titles[row])
         show_labels(column[1], frames.sdm_labels[row], classes=frames.classes)
@@ -90,7 +118,7 @@ def example_views(frames: Frames, rows: list[int]) -> Figure:
 def frame_views(frames: Frames, row: int) -> Figure:
     """Echo, label map and contours of one frame, with what its label map measures."""
     facts, label, classes = frames.index.iloc[row], frames.labels[row], frames.classes
-    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.2), layout="constrained")
     show(axes[0], frames.images[row], "echo" if classes.sector else "image")
     show_labels(axes[1], frames.sdm_labels[row], "label map", classes)
     show(axes[2], frames.images[row], "contours")
@@ -111,42 +139,63 @@ def frame_views(frames: Frames, row: int) -> Figure:
 
 
 def augmented_maps(sources: NDArray[np.uint8], augmented: NDArray[np.uint8], classes: Classes = CAMUS) -> Figure:
-    """SDM label maps of real patients (n, H, W) above augmented versions of them."""
-    n = len(sources)
-    figure, axes = plt.subplots(2, n, figsize=(1.5 * n, 3.2), layout="constrained", squeeze=False)
-    for column, source, new in zip(axes.T, sources, augmented, strict=True):
-        show_labels(column[0], source, classes=classes)
-        show_labels(column[1], new, classes=classes)
-    axes[0, 0].set_title("real label map", fontsize=9)
-    axes[1, 0].set_title("augmented", fontsize=9)
+    """SDM label maps of real patients (n, H, W), and below each an augmented version of it; four columns."""
+    n, columns = len(sources), min(4, len(sources))
+    rows = 2 * -(-n // columns)
+    size = 1.75 * columns + 0.2, 1.75 * rows + 0.4
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for pair in axes.reshape(-1, 2, columns):
+        name_rows(pair, "label map", "augmented")
+    pairs = axes.reshape(-1, 2, columns).transpose(0, 2, 1).reshape(-1, 2)
+    blank(pairs, 2 * n)
+    for (above, below), source, new in zip(pairs, sources, augmented, strict=False):
+        show_labels(above, source, classes=classes)
+        show_labels(below, new, classes=classes)
     structure_legend(figure, classes)
     return figure
 
 
 def label_edits(
-    names: list[str],
+    names: Sequence[str],
     sdm_labels: NDArray[np.uint8],
     images: NDArray[np.uint8],
     predictions: NDArray[np.uint8],
     classes: Classes = CAMUS,
+    change: bool = False,
 ) -> Figure:
-    """Label maps (n, S, S), a column each; the echoes painted for them; and on these the contours of the label map
-    (dotted) and of what a segmenter finds (the source's classes, solid)."""
-    n = len(names)
-    figure, axes = plt.subplots(3, n, figsize=(1.7 * n + 0.2, 5.6), layout="constrained", squeeze=False)
-    for column, name, sdm_label, image, found in zip(axes.T, names, sdm_labels, images, predictions, strict=True):
-        show_labels(column[0], sdm_label, name, classes)
-        show(column[1], image)
-        show(column[2], image)
-        draw_contours(column[2], to_camus(sdm_label, classes), classes, linestyles=":")
-        draw_contours(column[2], found, classes)
-    name_rows(axes, "label map", "image", "contours")
-    structure_legend(figure, classes)
+    """Label maps (n, S, S), a row each; the echo painted for it; and on this the contours of the label map (dotted) and
+    of what a segmenter finds (the source's classes, solid).
+
+    Args:
+        change: add how much each echo is brighter (red) or darker (blue) than the first one.
+    """
+    n, columns = len(names), 4 if change else 3
+    size = 1.72 * columns + 0.3, 1.72 * n + 0.7
+    figure, axes = plt.subplots(n, columns, figsize=size, layout="constrained", squeeze=False)
+    for row, sdm_label, image, found in zip(axes, sdm_labels, images, predictions, strict=True):
+        show_labels(row[0], sdm_label, classes=classes)
+        show(row[1], image)
+        show(row[2], image)
+        draw_contours(row[2], to_camus(sdm_label, classes), classes, linestyles=":")
+        draw_contours(row[2], found, classes)
+        if change:
+            show(row[3], image.astype(int) - images[0], cmap="RdBu_r", vmin=-CHANGE, vmax=CHANGE)
+    for ax, title in zip(axes[0], ("label map", "image", "contours"), strict=False):
+        ax.set_title(title, fontsize=9)
+    if change:
+        axes[0, 3].clear()
+        axes[0, 3].set_axis_off()
+        text = (
+            f"below: the change\nfrom “{names[0]}”;\nblue is darker, red brighter,\nfull colour by {CHANGE} grey levels"
+        )
+        axes[0, 3].text(0.5, 0, text, ha="center", va="bottom", fontsize=8)
+    name_rows(axes, *names)
+    structure_legend(figure, classes, "of the label map", "of the segmenter")
     return figure
 
 
 def denoising(
-    x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], classes: Classes = CAMUS, columns: int = 8
+    x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], classes: Classes = CAMUS, columns: int = 4
 ) -> Figure:
     """Some of a sampler's steps, evenly spread, each a column: x_t after it, and x_0 as the network saw it there.
 
@@ -155,13 +204,14 @@ def denoising(
         sdm_label: the label map (H, W) that they were painted for; its contours are dotted.
     """
     steps = np.linspace(0, len(x_t) - 1, min(columns, len(x_t))).round().astype(int)
-    figure, axes = plt.subplots(2, len(steps), figsize=(1.3 * len(steps), 3.3), layout="constrained", squeeze=False)
+    size = 1.75 * len(steps) + 0.2, 4.2
+    figure, axes = plt.subplots(2, len(steps), figsize=size, layout="constrained", squeeze=False)
     for column, k in zip(axes.T, steps, strict=True):
         show(column[0], x_t[k], f"step {k + 1}", vmin=-1, vmax=1)
         show(column[1], x_0[k], vmin=-1, vmax=1)
         draw_contours(column[1], to_camus(sdm_label, classes), classes, linestyles=":")
     name_rows(axes, r"$\mathbf{x}_t$", r"$\hat{\mathbf{x}}_0$")
-    structure_legend(figure, classes)
+    structure_legend(figure, classes, "of the label map")
     return figure
 
 
@@ -169,27 +219,27 @@ def denoising_step(
     x_t: NDArray, x_0: NDArray, sdm_label: NDArray[np.uint8], title: str, classes: Classes = CAMUS
 ) -> Figure:
     """One step of `denoising`, large, beside the label map; arrays (H, W)."""
-    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.2), layout="constrained")
     show(axes[0], x_t, r"$\mathbf{x}_t$, what the sampler has", vmin=-1, vmax=1)
     show(axes[1], x_0, r"$\hat{\mathbf{x}}_0$, where the network is heading", vmin=-1, vmax=1)
     draw_contours(axes[1], to_camus(sdm_label, classes), classes, linestyles=":")
     show_labels(axes[2], sdm_label, r"$\mathbf{y}$, the label map", classes)
-    figure.suptitle(title, fontsize=10)
-    structure_legend(figure, classes)
+    figure.suptitle(title, fontsize=9)
+    structure_legend(figure, classes, "of the label map")
     return figure
 
 
 def real_beside_synthetic(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], frames: Frames) -> Figure:
     """For the same label maps: label map, the real echo, and the echo painted from noise; n columns."""
     n = len(real)
-    figure, axes = plt.subplots(3, n, figsize=(1.6 * n, 5.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(3, n, figsize=(1.75 * n + 0.2, 6), layout="constrained", squeeze=False)
     for k, column in enumerate(axes.T):
         show_labels(column[0], frames.sdm_labels[k], frames.titles[k], frames.classes)
         for ax, image in zip(column[1:], (real[k], synthetic[k]), strict=True):
             show(ax, image)
             draw_contours(ax, frames.labels[k], frames.classes, linestyles=":")
     name_rows(axes, "label map", "real", "synthetic")
-    structure_legend(figure, frames.classes)
+    structure_legend(figure, frames.classes, "of the label map")
     return figure
 
 
@@ -207,22 +257,26 @@ def blind_pairs(real: NDArray[np.uint8], synthetic: NDArray[np.uint8], real_left
     Args:
         real_left: whether the real echo is the left one (n,), here the upper one.
     """
-    n = len(real)
-    figure, axes = plt.subplots(2, n, figsize=(1.3 * n, 3.2), layout="constrained", squeeze=False)
-    for k, (column, upper) in enumerate(zip(axes.T, real_left, strict=True)):
+    n, columns = len(real), min(4, len(real))
+    rows = 2 * -(-n // columns)
+    size = 1.75 * columns + 0.1, 1.85 * rows + 0.3
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    pairs = axes.reshape(-1, 2, columns).transpose(0, 2, 1).reshape(-1, 2)
+    blank(pairs, 2 * n)
+    for k, (pair, upper) in enumerate(zip(pairs, real_left, strict=False)):
         images = (real[k], synthetic[k]) if upper else (synthetic[k], real[k])
-        show(column[0], images[0], f"pair {k + 1}")
-        show(column[1], images[1])
+        show(pair[0], images[0], f"pair {k + 1}")
+        show(pair[1], images[1])
     places = ["upper" if upper else "lower" for upper in real_left]
     text = "real:  " + ",  ".join(f"{k} {place}" for k, place in enumerate(places, 1))
     figure.supxlabel(text, rotation=180, fontsize=8, color="0.4")
     return figure
 
 
-def synthetic_grid(synthetic: Frames, columns: int = 6) -> Figure:
+def synthetic_grid(synthetic: Frames, columns: int = 4) -> Figure:
     """Label maps and the synthetic echoes painted for them, `columns` of each condition (view and phase) there is."""
     groups = synthetic.index.groupby("class_label").indices
-    size = (1.35 * columns, 0.8 + 2.7 * len(groups))
+    size = (1.75 * columns + 0.2, 0.8 + 3.5 * len(groups))
     figure, axes = plt.subplots(2 * len(groups), columns, figsize=size, layout="constrained", squeeze=False)
     for pair, rows in zip(axes.reshape(-1, 2, columns), groups.values(), strict=True):
         for column, row in zip(pair.T, rows, strict=False):
@@ -242,20 +296,18 @@ def segmentations(
     titles: Sequence[str] = (),
     classes: Classes = CAMUS,
 ) -> Figure:
-    """Echoes (n, H, W), six a row at most, with the label's contours (dotted) and the prediction's (solid)."""
-    rows = -(-len(images) // 6)
+    """Echoes (n, H, W), four a row at most, with the label's contours (dotted) and the prediction's (solid)."""
+    rows = -(-len(images) // 4)
     columns = -(-len(images) // rows)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.9 * columns, 2.1 * rows + 0.4), layout="constrained", squeeze=False
-    )
-    for ax in axes.flat[len(images) :]:
-        ax.set_axis_off()
+    size = max(1.8 * columns, 5), 2.0 * rows + 0.7
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    blank(axes, len(images))
     titles = titles or [""] * len(images)
     for ax, image, label, prediction, title in zip(axes.flat, images, labels, predictions, titles, strict=False):
         show(ax, image, title)
         draw_contours(ax, label, classes, linestyles=":")
         draw_contours(ax, prediction, classes)
-    structure_legend(figure, classes)
+    structure_legend(figure, classes, "label", "prediction")
     return figure
 
 
@@ -263,8 +315,7 @@ def contact_sheet(frames: Sequence, titles: Sequence[str], classes: Classes) -> 
     """Frames of any source (with `image` and `label`, of any size), eight a row, with their labels' contours."""
     rows = -(-len(frames) // 8)
     figure, axes = plt.subplots(rows, 8, figsize=(12, 1.75 * rows + 0.4), layout="constrained", squeeze=False)
-    for ax in axes.flat[len(frames) :]:
-        ax.set_axis_off()
+    blank(axes, len(frames))
     for ax, frame, title in zip(axes.flat, frames, titles, strict=False):
         show(ax, frame.image, title)
         draw_contours(ax, frame.label, classes)
@@ -272,16 +323,17 @@ def contact_sheet(frames: Sequence, titles: Sequence[str], classes: Classes) -> 
     return figure
 
 
-def closest_pairs(images: NDArray[np.uint8], training: NDArray[np.uint8], pairs: int = 6) -> Figure:
+def closest_pairs(images: NDArray[np.uint8], training: NDArray[np.uint8], pairs: int = 4) -> Figure:
     """Those of the images (N, S, S) that are closest to a training image (M, S, S), above that one: copies, if any.
 
     Closest is by `relative` distance in grey levels (`metrics.nearest_distances`), which a copy alone makes small.
     """
     nearest = nearest_distances(images, training).nsmallest(pairs, "relative")
-    figure, axes = plt.subplots(2, len(nearest), figsize=(1.5 * len(nearest), 3.3), layout="constrained", squeeze=False)
+    size = 1.75 * len(nearest) + 0.2, 4
+    figure, axes = plt.subplots(2, len(nearest), figsize=size, layout="constrained", squeeze=False)
     for column, row in zip(axes.T, nearest.itertuples(), strict=True):
         show(column[0], images[row.Index], f"{row.relative:.2f}")
         show(column[1], training[row.index])
     name_rows(axes, "image", "nearest in training")
-    figure.suptitle("distance to the nearest training image / mean distance to the nearest 50", fontsize=9)
+    figure.suptitle("distance to the nearest training image / mean distance to the nearest 50", fontsize=8)
     return figure

@@ -210,4 +210,7 @@ def editor(
     draw()
     listen(True)
     button.on_click(reset)
-    return ipywidgets.HBox([ipywidgets.VBox([*sliders.values(), noise, button, message]), picture])
+    # A wide picture shrinks beside the controls, instead of lying over them.
+    picture.layout.min_width = "0"
+    controls = ipywidgets.VBox([*sliders.values(), noise, button, message], layout={"flex": "0 0 auto"})
+    return ipywidgets.HBox([controls, picture])

@@ -5,10 +5,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 from echo.resume import DamagedFile, digest, read_json, write_json
+from reproduction.datasets.errors import DataError
+from reproduction.datasets.facts import read_text
 from reproduction.datasets.prepare import Source
 
 FRESH = "ECHO_FRESH"  # --fresh sets it, and the kernels of notebooks and the ranks of a training inherit it
@@ -17,7 +20,7 @@ PATIENTS = "ECHO_PATIENTS"  # and --patient-pattern this
 
 
 READ = re.compile(r"_[24]CH_E[DS](_gt)?\.(nii(\.gz)?|mhd|z?raw)")
-FACTS = re.compile(r"^(EF|LVef|ImageQuality)\s*:\s*(.*?)\s*$", re.MULTILINE)
+FACTS = re.compile(r"^\s*(EF|LVef|Image[ _]?Quality)\s*[:=]\s*(.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 
 
 class OtherInputs(ValueError):
@@ -65,22 +68,19 @@ def is_made_from(folder: Path, inputs: dict, old: Callable[[], str]) -> bool:
 def digest_of_splits(raw: Source, *splits: str) -> str:
     """Identifies what is read of these splits' patients: their frames and labels, in the order of the lists, and the
     quality and ejection fraction of their cfg. Other text in these files changes nothing. (Of CAMUS's layout; datasets
-    of nnU-Net's have a digest of their own.)
-
-    Raises:
-        CamusError: for a split that is not defined.
+    of nnU-Net's have a digest of their own.) What cannot be read is left out: the data stage reports it.
     """
     if raw.source != "camus":
         return raw.digest(*splits)
     found = []
     for split in splits:
-        for patient in raw.patients(split):
-            if patient not in raw._folders:  # the data stage reports it
-                found.append(patient)
-                continue
-            files = sorted(raw._folders[patient].iterdir())
+        patients = []
+        with suppress(DataError):  # of a split that is not defined
+            patients = raw.patients(split)
+        for patient in patients:
+            files = sorted(p for p in raw._folders[patient].iterdir() if p.is_file() and os.access(p, os.R_OK))
             found += [(p.name, sha256(p.read_bytes()).hexdigest()) for p in files if READ.search(p.name)]
-            texts = [p.read_text(encoding="utf-8-sig", errors="replace") for p in files if p.suffix == ".cfg"]
+            texts = [read_text(p).replace("\r\n", "\n") for p in files if p.suffix == ".cfg"]
             found += [FACTS.findall(text) for text in texts]
         found.append(split)
     return digest(found)
@@ -144,7 +144,7 @@ def compare(
     """Make way for `inputs` in a folder that may hold work from others, as `begin` does; its record, if that stays."""
     if not (folder / "inputs.json").exists():
         return None
-    fresh = disposable or bool(os.environ.get(FRESH))
+    fresh = disposable or os.environ.get(FRESH) == "1"
     try:
         held, readable = recorded(folder)
         if is_made_from(folder, inputs, old):

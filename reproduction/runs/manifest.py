@@ -11,11 +11,17 @@ import pandas as pd
 
 from echo.config import Profile
 from echo.device import device_name
-from echo.resume import DamagedFile, read_csv, read_json, write_csv, write_json
+from echo.resume import read_csv, read_json, write_csv, write_json
 from reproduction import REPOSITORY
 from reproduction.runs.table import OLD_NAMES, STAGES
 
 LEDGER = "test_ledger.csv"
+MANIFEST = {  # its shape
+    "stages": {"*": {"finished": bool, "seconds": int | float}},
+    "profile?": {"name": str},
+    "data?": dict | None,
+    "seed?": int,
+}
 PACKAGES = ("torch", "diffusers", "accelerate", "monai", "numpy", "scipy", "scikit-image", "pandas")
 
 
@@ -29,10 +35,9 @@ def read_manifest(root: Path) -> dict:
     path = root / "manifest.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {root} is no run folder, or none of its stages has ended")
-    manifest = read_json(path)
-    if not (isinstance(manifest, dict) and isinstance(manifest.get("stages"), dict)):
-        raise DamagedFile(path, "it is not a run's manifest")
-    return manifest | {"stages": {OLD_NAMES.get(name, name): facts for name, facts in manifest["stages"].items()}}
+    manifest = read_json(path, MANIFEST)
+    manifest["stages"] = {OLD_NAMES.get(name, name): facts for name, facts in manifest["stages"].items()}
+    return manifest
 
 
 def enter_manifest(root: Path, profile: Profile, seed: int, name: str, facts: dict) -> None:
@@ -57,10 +62,11 @@ def enter_manifest(root: Path, profile: Profile, seed: int, name: str, facts: di
     write_json(root / "manifest.json", manifest)
 
 
-def enter_ledger(root: Path, stage: str) -> None:
-    """Add a line to the run's `test_ledger.csv`: test patients are about to be scored (results/protocol.md)."""
-    path = root / LEDGER
-    line = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "revision": revision(), "run": root.name, "what_for": stage}
+def enter_ledger(root: Path, what_for: str, folder: Path | None = None) -> None:
+    """Add a line to the `test_ledger.csv` in `folder`, by default the run's: test patients are about to be scored
+    (results/protocol.md)."""
+    path = (folder or root) / LEDGER
+    line = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "revision": revision(), "run": root.name, "what_for": what_for}
     earlier = [read_csv(path, dtype=str)] if path.exists() else []
     write_csv(path, pd.concat([*earlier, pd.DataFrame([line])]))
 

@@ -1,4 +1,4 @@
-"""A finished run: its summary, its synthetic set checked, and the extract of it that is committed."""
+"""A finished run: its summary, its synthetic dataset checked, and the extract of it that is committed."""
 
 import shutil
 from pathlib import Path
@@ -63,6 +63,10 @@ def published_files(root: Path) -> dict[Path, Path]:
         for pattern in (*stage.publishes, *(stage.weights if free else ())):
             found = folder.glob(pattern.format(seed=manifest["seed"]))
             copies |= {path: place / path.relative_to(folder) for path in found if ".old-" not in str(path)}
+    if free and not phantom:  # so that a notebook has label maps to paint for
+        folder = root / STAGES["data"].folder
+        frames = (folder / name for name in ("data.json", "validation.csv", "validation.npz"))
+        copies |= {path: target / path.relative_to(root) for path in frames if path.exists()}
     for path in root.glob("figures/*.*"):
         if phantom:
             copies[path] = FIGURES / path.name

@@ -15,7 +15,7 @@ from echo.config import Profile, get_profile
 from echo.device import launched
 from echo.frames import Frames
 from echo.labels import Classes
-from echo.resume import DamagedFile, digest, read_csv, read_json, write_json
+from echo.resume import DamagedFile, digest, read_csv, read_json, whole, write_json
 from reproduction import REPOSITORY, RESULTS, writable
 from reproduction.datasets import prepare
 from reproduction.datasets.nnunet import PATTERN
@@ -58,12 +58,11 @@ class Run:
         """Where phantom and prepared frames are: in the run, or in a cache when only an extract is shown."""
         return self.root if self.recompute else writable(REPOSITORY / "data" / "demo") / self.root.name
 
-    def open_data(self, whole: bool = False) -> prepare.Source:
-        """The raw dataset, without the patients whom the data stage left out, unless it is asked for as a whole. Where
+    def open_data(self, everybody: bool = False) -> prepare.Source:
+        """The raw dataset, without the patients whom the data stage left out, unless everybody is asked for. Where
         only an extract is shown, the phantom's patients are others than the run's."""
-        seed, facts = self.seed if self.recompute else self.seed + 1_000_000, self.folder("data") / "data.json"
-        known = read_json(facts) if facts.exists() else {}
-        left_out = {fault["patient"] for fault in known.get("left_out", []) if not whole}
+        seed, known = self.seed if self.recompute else self.seed + 1_000_000, prepare.read_facts(self.folder("data"))
+        left_out = {fault["patient"] for fault in known.get("left_out", []) if not everybody}
         pattern = os.environ.get(PATIENTS) or known.get("patient_pattern", PATTERN)
         with one_at_a_time(self):
             return prepare.open_data(self.data, self.profile, self.data_root, seed, self.recompute, left_out, pattern)
@@ -80,6 +79,14 @@ class Run:
             FileNotFoundError: when the data stage has not run.
         """
         return tuple(prepare.load_frames(self.folder("data"), split) for split in ("training", "validation"))
+
+    def validation_frames(self) -> Frames:
+        """The prepared frames of validation: a run's, or of an extract where its data are in the public domain.
+
+        Raises:
+            FileNotFoundError: when there are none.
+        """
+        return prepare.load_frames(self.root / STAGES["data"].folder, "validation")
 
     def table(self, stage: str, name: str) -> pd.DataFrame:
         """A table of a stage, without its suffix: `table("tables", "dice")`, `table("diffusion", "all/log")`.
@@ -114,7 +121,7 @@ def default_root(profile: str, data: str) -> Path:
     the digest of the dataset's path is added."""
     root = writable(REPOSITORY / "runs") / run_name(profile, data)
     marker = root / "run.json"
-    if marker.exists() and read_json(marker).get("data") != resolved(data):
+    if marker.exists() and read_json(marker, {"data?": str}).get("data") != resolved(data):
         return root.with_name(f"{root.name}-{sha256(resolved(data).encode()).hexdigest()[:6]}")
     return root
 
@@ -161,11 +168,13 @@ def open_run(profile: str, data: str, run: str = "", seed: int = 0, recompute: b
         FileNotFoundError: when there is no extract to show.
     """
     settings = get_profile(profile)
+    if (link := Path(run).expanduser()).is_symlink() and not link.exists():  # a disk that is not there, say
+        raise ValueError(f"{link} is a link to {link.readlink()}, which is missing: choose another --run")
     if recompute:
-        root = Path(run).expanduser().resolve() if run else default_root(profile, data)
+        root = link.resolve() if run else default_root(profile, data)
         check_root(root)
         return Run(settings, resolved(data), root, seed, recompute)
-    root = Path(run).expanduser().resolve() if run else RESULTS / run_name(profile, data)
+    root = link.resolve() if run else RESULTS / run_name(profile, data)
     if not root.exists():
         raise FileNotFoundError(
             f"{root} is missing: there are no results of {root.name} here; set recompute=True to make them"
@@ -210,20 +219,18 @@ def one_command(run: Run) -> Iterator[None]:
 
 
 def run_of_set(folder: Path) -> Run:
-    """The run that a synthetic set belongs to, with the settings the set was made with.
+    """The run that a synthetic dataset belongs to, with the settings the set was made with.
 
     Raises:
         FileNotFoundError: when `folder` has no finished set.
         DamagedFile: when its `set.json` is none.
     """
     synthetic_set.read_manifest(folder)
-    facts = read_json(folder / "set.json")
-    try:
-        profile, images, seed = get_profile(facts["profile"]), facts["generation"]["images"], facts["seed"]
-    except (KeyError, TypeError) as error:
-        raise DamagedFile(folder / "set.json", f"{type(error).__name__}: {error}") from None
-    profile = replace(profile, generation=replace(profile.generation, images=images))
-    return Run(profile, "", folder.parent, seed, recompute=True)
+    facts = synthetic_set.read_facts(folder)
+    with whole(folder / "set.json"):
+        profile = get_profile(facts["profile"])
+    profile = replace(profile, generation=replace(profile.generation, images=facts["generation"]["images"]))
+    return Run(profile, "", folder.parent, facts["seed"], recompute=True)
 
 
 def before(run: Run, name: str) -> str:
@@ -252,7 +259,7 @@ def inputs_of(run: Run, name: str) -> dict:
     if name == "data":
         if run.data == "phantom":
             inputs |= {"seed": run.seed, "phantom": run.profile.phantom_patients}
-        return inputs | {"data": digest_of_splits(run.open_data(whole=True), "training", "validation")}
+        return inputs | {"data": digest_of_splits(run.open_data(everybody=True), "training", "validation")}
     inputs |= {"seed": run.seed, stage.needs[-1]: before(run, name)}
     if stage.scores_test:
         inputs["test data"] = digest_of_splits(run.open_data(), "testing")
@@ -263,7 +270,7 @@ def old_digest(run: Run, name: str) -> str:
     """The digest of a stage's inputs as earlier versions computed it; what they finished stays finished."""
     p = run.profile
     if name == "data":
-        return digest(run.open_data(whole=True).digest(), p.image_size)
+        return digest(run.open_data(everybody=True).digest(), p.image_size)
     inception = STAGES["quality"].settings(p).values()
     settings = {
         "diffusion": (p.unet, p.training, p.per_view_phase),

@@ -115,8 +115,8 @@ def data_stage(run: Run) -> tuple[Frames, Frames]:
     """
     with one_at_a_time(run), stage(run, "data") as work:
         if work:
-            on_error = "skip" if os.environ.get(SKIP_BAD) else "raise"
-            raw, folder = run.open_data(whole=True), run.folder("data")
+            on_error = "skip" if os.environ.get(SKIP_BAD) == "1" else "raise"
+            raw, folder = run.open_data(everybody=True), run.folder("data")
             source = "phantom" if run.data == "phantom" else raw.source
             prepare.prepare(raw, source, run.profile, folder, progress=run.recompute, on_error=on_error)
     return run.load_frames()
@@ -172,18 +172,18 @@ def score_fidelity(folder: Path) -> pd.DataFrame:
 @work_of("segmentation")
 def segmentation_stage(run: Run) -> None:
     """Train the segmenters of the main table: each row, each seed."""
-    cells = grid.main_cells(run.profile, run.seed)
+    rows = grid.main_trainings(run.profile, run.seed)
     folders = run.folder("generation"), run.folder("segmentation")
-    trainings.train_cells(cells, run.profile, data_stage(run), *folders, run.seed)
+    trainings.train_each(rows, run.profile, data_stage(run), *folders, run.seed)
 
 
 def segmenter_folder(run: Run, row: str, seed: int) -> Path:
     """Where the segmenter of a row of the main table is kept."""
-    return run.folder("segmentation") / grid.Cell(row, seed).name
+    return run.folder("segmentation") / grid.Training(row, seed).name
 
 
 def load_segmenter(run: Run, row: str, seed: int | None = None) -> torch.nn.Module:
-    """A trained segmenter of the profile's own recipe, by default that of the run's first seed."""
+    """A trained segmenter of the profile's first recipe, by default that of the run's first seed."""
     folder = segmenter_folder(run, row, run.seed if seed is None else seed)
     return segmenter.load_segmenter(run.profile.segmenter, folder, run.classes)
 
@@ -191,8 +191,8 @@ def load_segmenter(run: Run, row: str, seed: int | None = None) -> torch.nn.Modu
 @work_of("tables")
 def tables_stage(run: Run) -> None:
     """Score every segmenter on the real test frames, once, and write the tables."""
-    cells = grid.main_cells(run.profile, run.seed)
-    scores, volumes = grid.score_cells(cells, run.profile, run.folder("segmentation"), run.open_data())
+    rows = grid.main_trainings(run.profile, run.seed)
+    scores, volumes = grid.score_trainings(rows, run.profile, run.folder("segmentation"), run.open_data())
     tables.write_tables(scores, volumes, run.folder("tables"), run.seed)
 
 
@@ -232,7 +232,7 @@ def image_quality_stage(run: Run) -> None:
 def grid_stage(run: Run) -> None:
     """Train what the experiment grid has beside the main table, one training after the other; then score, once."""
     folder = run.folder("grid")
-    cells, segmenters = grid.study_cells(run.profile, run.seed), folder / "segmenters"
+    rows, segmenters = grid.study_trainings(run.profile, run.seed), folder / "segmenters"
     score_fidelity(run.folder("generation"))  # for those that leave out the worst images
-    trainings.train_cells(cells, run.profile, data_stage(run), run.folder("generation"), segmenters, run.seed)
-    tables.write_scores(*grid.score_cells(cells, run.profile, segmenters, run.open_data()), folder)
+    trainings.train_each(rows, run.profile, data_stage(run), run.folder("generation"), segmenters, run.seed)
+    tables.write_scores(*grid.score_trainings(rows, run.profile, segmenters, run.open_data()), folder)

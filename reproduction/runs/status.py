@@ -9,12 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from echo.config import VIEW_PHASES
-from echo.resume import read_csv, read_json
+from echo.resume import read_csv, read_json, whole
+from reproduction.datasets.prepare import read_facts
 from reproduction.runs.inputs import is_done
 from reproduction.runs.manifest import read_manifest
 from reproduction.runs.table import STAGES
 
 COLUMNS = ("stage", "state", "progress", "rate", "left", "took", "written", "latest")
+LOGGED = ("step", "seconds", "loss", "validation_loss")
 Progress = tuple[int, int, str, float, str]  # done, planned, of what, how many a second, the last losses or Dice
 
 
@@ -36,9 +38,9 @@ def pace(files: list[tuple[float, Path]], begun: float) -> float:
 
 def diffusion(folder: Path, profile: dict, begun: float) -> Progress:
     """Steps at the last validation, over the networks of the profile; their rate since the one before it."""
-    logs = [(path.parent.name, read_csv(path)) for _, path in by_time(folder.glob("*/log.csv"))]
-    data = folder.parent / STAGES["data"].folder / "data.json"
-    conditions = (read_json(data) if data.exists() else {}).get("classes", {}).get("conditions", VIEW_PHASES)
+    logs = [(path.parent.name, read_csv(path, LOGGED)) for _, path in by_time(folder.glob("*/log.csv"))]
+    classes = read_facts(folder.parent / STAGES["data"].folder).get("classes", {})
+    conditions = classes.get("conditions", VIEW_PHASES)
     planned = profile["training"]["steps"] * (len(conditions) or 1 if profile["per_view_phase"] else 1)
     if second := profile.get("enlarger"):
         planned += second["training"]["steps"]
@@ -60,10 +62,10 @@ def generation(folder: Path, profile: dict, begun: float) -> Progress:
 def segmentation(folder: Path, profile: dict, begun: float) -> Progress:
     """Segmenters trained, and the last validation of one."""
     plan, logs, latest = folder / "planned.json", by_time(folder.glob("*/log.csv")), ""
-    planned = read_json(plan) if plan.exists() else []
+    planned = read_json(plan, [str]) if plan.exists() else []
     trained = by_time(folder / name / "model.safetensors" for name in planned)
     if logs:
-        path, last = logs[-1][1], read_csv(logs[-1][1]).iloc[-1]
+        path, last = logs[-1][1], read_csv(logs[-1][1], ("step", "mean")).iloc[-1]
         latest = f"{path.parent.name} at step {last['step']:.0f}: validation Dice {last['mean']:.1f} %"
     return len(trained), len(planned), "segmenters", pace(trained, begun), latest
 
@@ -92,12 +94,14 @@ def status(folder: Path) -> pd.DataFrame:
             if not entry.study:
                 rows.append(row)
             continue
-        begun, age = marker.stat().st_mtime, now - files[-1][0]
+        begun = marker.stat().st_mtime
+        age = now - max([begun, *(written for written, _ in files)])
         failed = facts and not facts["finished"] and path.stat().st_mtime > begun
         row["state"] = "done" if is_done(stage) else "interrupted" if failed else "running"
         row["written"] = f"{timedelta(seconds=round(age))} ago"
         if name in MEASURES and "profile" in manifest:
-            done, planned, what, rate, row["latest"] = MEASURES[name](stage, manifest["profile"], begun)
+            with whole(path):  # of a profile that has not what a stage asks for
+                done, planned, what, rate, row["latest"] = MEASURES[name](stage, manifest["profile"], begun)
             row["progress"] = f"{done} of {planned} {what}"
             if row["state"] == "running" and rate:
                 row["rate"] = f"{rate:.3g}/s" if rate > 0.1 else f"{rate * 3600:.3g}/h"

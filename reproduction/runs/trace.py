@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from echo.resume import read_csv
+from echo.resume import read_csv, whole
 from reproduction.evaluation.statistics import frame_names, structures_of
 from reproduction.evaluation.tables import (
     TRAIN_NAMES,
@@ -32,10 +32,11 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
         FileNotFoundError: when the folder holds no scores.
     """
     places = (folder / STAGES["tables"].folder, folder, folder / STAGES["grid"].folder)
-    homes = [home for home in places if (home / "scores.csv").exists()]
-    if not homes:
+    folders = [place for place in places if (place / "scores.csv").exists()]
+    if not folders:
         raise FileNotFoundError(f"{folder} holds no scores.csv: run the tables stage, or choose another run")
-    files = {name: [read_csv(home / f"{name}.csv") for home in homes] for name in ("scores", "volumes")}
+    needs = {"scores": ("train", "seed", "patient", "structure", "processing", "dice"), "volumes": ()}
+    files = {name: [read_csv(place / f"{name}.csv", columns) for place in folders] for name, columns in needs.items()}
     files["scores"] = [prepared(scores) for scores in files["scores"]]
     scores = pd.concat(files["scores"])
     rows = table_rows(number, scores, pd.concat(files["volumes"]))
@@ -58,19 +59,21 @@ def trace(folder: Path, number: int, row: str, column: str) -> str:
     frames = "" if field in VOLUMES else f"{len(found[frame_names(found)].drop_duplicates())} frames of "
     chosen = ", ".join(f"{name} = {wanted}" for name, wanted in ({"train": train} | rows[row].selection).items())
     seeds = ", ".join(map(str, sorted(found["seed"].unique())))
-    profile, seed, source = manifest["profile"]["name"], manifest["seed"], manifest["data"]["source"]
+    with whole(folder / "manifest.json"):
+        profile, seed, source = manifest["profile"]["name"], manifest["seed"], manifest["data"]["source"]
     lines = [
         value,
-        f"from     {(homes[k] / file).relative_to(folder.parent)}, read again: "
+        f"from     {(folders[k] / file).relative_to(folder.parent)}, read again: "
         f"{rows[row].measure} of {fields}, where {chosen}",
         f"         {frames}{found['patient'].nunique()} patients, training seeds {seeds}",
         f"run      {folder.name}: profile {profile}, data {source}, seed {seed}, {manifest['device']}",
     ]
-    table_file = homes[k] / f"table_{number}.csv"
+    table_file = folders[k] / f"table_{number}.csv"
     if table_file.exists():
-        there = read_csv(table_file, index_col=0, dtype=str).loc[row, TRAIN_NAMES.get(train, train)]
+        with whole(table_file):
+            there = read_csv(table_file, index_col=0, dtype=str).loc[row, TRAIN_NAMES.get(train, train)]
         lines.insert(1, f"{table_file.name} says " + ("the same" if there == value else f"otherwise: {there}"))
-    last, verb = ("grid", "study grid") if homes[k].name == STAGES["grid"].folder else ("tables", "reproduce")
+    last, verb = ("grid", "study grid") if folders[k].name == STAGES["grid"].folder else ("tables", "reproduce")
     for name in (*STAGES[last].needs, last):
         if facts := manifest["stages"].get(name):
             lines.append(f"stage    {name}: revision {facts['revision']}, {facts['seconds']} s")

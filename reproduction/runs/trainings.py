@@ -1,81 +1,94 @@
 """The trainings that a run consists of: each in a folder of its own, with its inputs; a finished one is loaded."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from monai.networks.nets import UNet
 
-from echo.config import Profile
+from echo.config import SPLITS, Profile
 from echo.frames import Frames
 from echo.resume import digest, write_json
 from echo.segmenter import load_segmenter, train_segmenter
 from echo.training import second_stage, train
 from reproduction.runs.inputs import begin, recorded
 from reproduction.runs.table import segmenter_settings
-from reproduction.studies.grid import OWN, Cell, main_cells, recipe, some_patients
+from reproduction.studies.grid import Training, main_trainings, segmenter_of, some_patients
 from reproduction.synthesis.generate import ENLARGER, generate, model_groups
 from reproduction.synthesis.synthetic_set import load_synthetic
 
 
-def train_cell(
-    cell: Cell,
+def generator_inputs(training: Training, profile: Profile, synthetic: Path, seed: int) -> dict:
+    """What a training depends on by its generator; the digest of the run's synthetic dataset stands for the frames."""
+    inputs = {"synthetic": recorded(synthetic)[0]}
+    return inputs | ({"seed": seed, "own_steps": profile.grid.own_steps} if training.generator else {})
+
+
+def begin_generator(training: Training, profile: Profile, synthetic: Path, segmenters: Path, seed: int) -> Path:
+    """Open the folder of a training's own generator, beside that of the segmenters."""
+    folder = segmenters.with_name("generators") / training.generator
+    inputs = generator_inputs(training, profile, synthetic, seed)
+    begin(folder, inputs, lambda: digest(inputs["synthetic"], seed, profile.grid.own_steps))
+    return folder
+
+
+def train_one(
+    training: Training,
     profile: Profile,
     real: tuple[Frames, Frames],
-    painted: Path,
+    synthetic: Path,
     segmenters: Path,
     seed: int,
 ) -> UNet:
-    """Train a cell's segmenter, or load it if nothing that it depends on has changed.
+    """Train one segmenter, or load it if nothing that it depends on has changed.
 
-    A cell that sees no real image chooses its best epoch on synthetic images too; one with a share of the patients, on
-    that share of the validation patients.
+    A training that sees no real image chooses its best epoch on synthetic images too; one with a share of the patients,
+    on that share of the validation patients.
 
     Args:
         real: training and validation frames, all of them.
-        painted: the run's synthetic set; its `inputs.json` stands for the data too. What another `Cell.generator`
-            paints is made when it is missing.
+        synthetic: the folder of the run's synthetic dataset; its `inputs.json` stands for the real frames too. What
+            another generator makes is made when it is missing.
         segmenters: the folder to keep networks in; other generators are kept beside it.
         seed: of the run; it chooses the patients of a share.
     """
-    folder, config = segmenters / cell.name, recipe(cell, profile)
-    (before, _), source, one = recorded(painted), painted, replace(config, seeds=1)
-    inputs, old = {"synthetic": before}, before
-    if cell.generator != "run":
-        inputs |= {"seed": seed, "own_steps": profile.grid.own_steps}
-        old = digest(before, seed, profile.grid.own_steps)
-    training = {"seed": seed, "training": asdict(cell), "segmenter": segmenter_settings(one)}
-    begin(folder, inputs | training, lambda: digest(old, seed, repr(cell), repr(one)))
+    folder, config = segmenters / training.name, segmenter_of(training, profile)
+    inputs, dataset = generator_inputs(training, profile, synthetic, seed), synthetic
+    settings = {"seed": seed, "training": training.record(profile)}
+    begin(folder, inputs | settings | {"segmenter": segmenter_settings(replace(config, seeds=1))})
     if (folder / "model.safetensors").exists():
         return load_segmenter(config, folder, real[0].classes)
-    if cell.generator != "run":
-        source = segmenters.with_name("generators") / cell.generator.replace(" ", "-")
-        begin(source, inputs, lambda: old)
-        source = other_generator(cell.generator, profile, *real, source, seed)
-    sets, validation, start = [], None, None
-    if cell.synthetic and not cell.finetuned:
-        synthetic = [load_synthetic(source, split, cell.drop_worst) for split in ("training", "validation")]
+    if training.generator:
+        generator = begin_generator(training, profile, synthetic, segmenters, seed)
+        dataset = train_other_generator(training, profile, *real, generator, seed)
+    seen, validation, start = [], None, None
+    if training.synthetic and not training.finetuned:
+        images, validation = (load_synthetic(dataset, split, training.drop_worst) for split in SPLITS[:2])
         # The plan is sorted by view and phase, so every k-th row is a fair share of each.
-        rows = np.arange(0, len(synthetic[0]), round(1 / cell.synthetic))
-        sets, validation = [synthetic[0].select(rows)], synthetic[1]
-    if cell.finetuned:
-        wanted = replace(cell, real=0.0, finetuned=False)
-        first = next(c for c in main_cells(profile, seed) if replace(c, row=cell.row) == wanted)
-        start = train_cell(first, profile, real, painted, segmenters, seed)
-    if cell.real:
-        sets = [some_patients(real[0], cell.real, seed), *sets]
-        validation = some_patients(real[1], cell.real, seed)
-    profile = replace(profile, segmenter=config)
-    return train_segmenter(profile, sets, validation, folder, cell.seed, f"{cell.row}, seed {cell.seed}", start)
+        seen = [images.select(np.arange(0, len(images), round(1 / training.synthetic)))]
+    if training.finetuned:
+        wanted = replace(training, real=0.0, finetuned=False)
+        first = next(t for t in main_trainings(profile, seed) if replace(t, row=training.row) == wanted)
+        start = train_one(first, profile, real, synthetic, segmenters, seed)
+    if training.real:
+        some, validation = (some_patients(frames, training.real, seed) for frames in real)
+        seen = [some, *seen]
+    profile, title = replace(profile, segmenter=config), f"{training.row}, seed {training.seed}"
+    return train_segmenter(profile, seen, validation, folder, training.seed, title, start)
 
 
-def train_cells(
-    cells: list[Cell], profile: Profile, real: tuple[Frames, Frames], painted: Path, segmenters: Path, seed: int
+def train_each(
+    trainings: list[Training],
+    profile: Profile,
+    real: tuple[Frames, Frames],
+    synthetic: Path,
+    segmenters: Path,
+    seed: int,
 ) -> None:
-    """`train_cell` for each; their names go into `planned.json` first."""
-    write_json(segmenters / "planned.json", [cell.name for cell in cells])
-    for cell in cells:
-        train_cell(cell, profile, real, painted, segmenters, seed)
+    """`train_one` for each; their names go into `planned.json` first."""
+    write_json(segmenters / "planned.json", [training.name for training in trainings])
+    for training in trainings:
+        train_one(training, profile, real, synthetic, segmenters, seed)
 
 
 def train_generator(profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int) -> None:
@@ -91,22 +104,21 @@ def train_generator(profile: Profile, training: Frames, validation: Frames, fold
         train(profile, training, validation, folder / ENLARGER, seed, second_stage)
 
 
-def other_generator(
-    generator: str, profile: Profile, training: Frames, validation: Frames, folder: Path, seed: int
+def train_other_generator(
+    training: Training, profile: Profile, real: Frames, validation: Frames, folder: Path, seed: int
 ) -> Path:
-    """Train a `Cell.generator` other than the run's and paint its synthetic set, below `folder`; resumes.
+    """Train the generator of a training that has another than the run's, below `folder`, and make its synthetic
+    dataset; resumes.
 
     Returns:
-        The folder of the set.
+        The folder of the dataset.
     """
-    kind, _, share = generator.partition(" ")  # "own 0.05", or "again 1"
-    if kind == OWN:
-        training, validation = (some_patients(f, float(share), seed) for f in (training, validation))
+    if training.generator_patients < 1:
+        real, validation = (some_patients(f, training.generator_patients, seed) for f in (real, validation))
         steps = round(profile.training.steps * profile.grid.own_steps)
         profile = replace(profile, training=replace(profile.training, steps=steps))
-    else:
-        seed += int(share)
+    seed += training.generator_seed
     if not (folder / "synthetic" / "manifest.csv").exists():
-        train_generator(profile, training, validation, folder / "diffusion", seed)
-        generate(folder / "diffusion", training, validation, profile, folder / "synthetic", seed)
+        train_generator(profile, real, validation, folder / "diffusion", seed)
+        generate(folder / "diffusion", real, validation, profile, folder / "synthetic", seed)
     return folder / "synthetic"

@@ -23,7 +23,7 @@ def label_editing(
     same noise as for the original map.
 
     Returns:
-        A row an edit, and "none" first: `edit`, `strength`, `frames` (an edit that has no room on a map leaves it out).
+        A row for each edit, and "none" first: `edit`, `strength`, `frames` (maps without room for it are left out).
         "Dice, ... map": in % the mean Dice of what a segmenter trained on real images finds. It knows real anatomy
         only. "grey response": in %, how far the pixels that change their class take on that class's grey level; 0 if
         they stay as in the image of the original map, 100 if they change as much as the classes' means differ.
@@ -38,13 +38,13 @@ def label_editing(
             with suppress(ValueError):
                 maps[k] = edited(label, sdm_label, {name: strength})
         take, new = np.array(list(maps)), np.stack(list(maps.values()))
-        painted = paint_all(models, profile, new, classes[take], noise[take])
-        found = predict(segmenter, painted)
+        images = paint_all(models, profile, new, classes[take], noise[take])
+        found = predict(segmenter, images)
         row = {"edit": name, "strength": strength, "frames": len(take)}
         for which, label in (("edited", to_camus(new)), ("original", frames.labels[take])):
             row[f"Dice, {which} map"] = frame_dice(found, label).mean().mean() * 100
         expected = grey[new] - grey[frames.sdm_labels[take]]
         if expected.any():
-            row["grey response"] = (expected * (painted - plain[take].astype(float))).sum() / (expected**2).sum() * 100
+            row["grey response"] = (expected * (images - plain[take].astype(float))).sum() / (expected**2).sum() * 100
         rows.append(row)
     return pd.DataFrame(rows)

@@ -28,11 +28,11 @@ from reproduction.synthesis.synthetic_set import read_images, read_manifest, set
 
 
 def label_fidelity(folder: Path, segmenter: UNet, batch_size: int = 256) -> pd.DataFrame:
-    """How well each image of a synthetic set shows the label map it was painted for: Dice in [0, 1] of what a
+    """How well each image of a synthetic dataset shows the label map it was painted for: Dice in [0, 1] of what a
     segmenter trained on real images finds.
 
     Returns:
-        One row an image, kept in the set's `fidelity.csv` too: id, each structure, and their mean.
+        One row for each image, kept in the set's `fidelity.csv` too: id, each structure, and their mean.
         `synthetic_set.filter_worst` goes by it.
     """
     names, rows = read_manifest(folder)["id"], []
@@ -60,8 +60,8 @@ def image_quality(
         inception: weights for `metrics.inception_features`; given them, FID is measured too.
 
     Returns:
-        "quality": one row a measure, with the value of the synthetic images and, beside it, of real ones: Dice in %,
-        distances to `real` (of as many training images, where real images stand), MS-SSIM of random pairs of a
+        "quality": one row for each measure, with the value of the synthetic images and, beside it, of real ones: Dice
+        in %, distances to `real` (of as many training images, where real images stand), MS-SSIM of random pairs of a
         condition, speckle's signal-to-noise ratio in each region; NaN where there are too few images. "spectrum": power
         at each frequency. "nearest": distance of each synthetic and held-out image to the nearest training image, in
         grey levels and in features. "memorisation": the test of each.
@@ -118,3 +118,14 @@ def image_quality(
         "nearest": pd.concat(nearest, ignore_index=True),
         "memorisation": pd.DataFrame(tests),
     }
+
+
+def spectrum_ratio(spectrum: pd.DataFrame) -> pd.Series:
+    """Mean power of synthetic images as a fraction of the real ones', in three bands of cycles per image side.
+
+    Args:
+        spectrum: as `image_quality` returns it: power for each frequency, of synthetic and of real images.
+    """
+    power = spectrum.pivot(index="frequency", columns="images", values="power")
+    bands = pd.cut(power.index, [0, 5, 14, np.inf], labels=["up to 5", "6 to 14", "above 14"])
+    return (power["synthetic"] / power["real"]).groupby(bands, observed=False).mean()

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from echo.resume import read_csv, read_json, whole, write_text
 from reproduction.evaluation.tables import markdown
-from reproduction.synthesis.synthetic_set import read_manifest, set_classes
+from reproduction.synthesis.synthetic_set import read_facts, read_manifest, set_classes
 
 PAPER = "Stojanovski et al., *Echo from Noise*, ASMUS 2023, doi 10.1007/978-3-031-44521-7_4"
 CAMUS = "Leclerc et al., IEEE TMI 38(9):2198-2210, 2019, doi 10.1109/TMI.2019.2900516"
@@ -122,7 +122,7 @@ def write_cards(folder: Path, run: Path) -> None:
     Args:
         run: the folder of the run whose model painted it; its `manifest.json` knows the data, its logs the training.
     """
-    facts, table, meaning = read_json(folder / "set.json"), read_manifest(folder), set_classes(folder)
+    facts, table, meaning = read_facts(folder), read_manifest(folder), set_classes(folder)
     with whole(run / "manifest.json"):
         data = read_json(run / "manifest.json")["data"]
         what, tag, licence, limit = described_source(data)

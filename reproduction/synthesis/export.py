@@ -1,4 +1,4 @@
-"""A synthetic set in the layout of a real one: CAMUS's, or nnU-Net's raw format."""
+"""A synthetic dataset in the layout of a real one: CAMUS's, or nnU-Net's raw format."""
 
 import json
 import re
@@ -8,15 +8,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from skimage.io import imsave
 
 from echo.config import SPLITS
 from echo.frames import Frames
-from echo.resume import atomic, read_json, write_csv, write_json
+from echo.resume import read_json, whole, write_csv, write_json
 from reproduction.datasets import layout
 from reproduction.evaluation.statistics import frame_names
 from reproduction.synthesis.cards import described_source
 from reproduction.synthesis.synthetic_set import filter_worst, load_synthetic, read_images, read_manifest, set_classes
+
+
+def need_empty(target: Path) -> None:
+    """Raise ValueError where there is anything that an export could write over."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"{target} holds other files: choose a new folder")
 
 
 def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
@@ -29,18 +34,15 @@ def export_camus(folder: Path, target: Path, drop_worst: float = 0.0) -> int:
     image went where. The testing list is empty. Pixels keep the size in mm of the source frame's.
 
     Raises:
-        ValueError: when `target` holds a data set, or the set has no image, or none with a view and phase.
+        ValueError: when `target` holds anything, or the set has no image with a view and phase.
     """
-    if (target / "database_nifti").exists():
-        raise ValueError(f"{target} holds a data set: choose a new folder")
+    need_empty(target)
     table = filter_worst(read_manifest(folder), folder, drop_worst)
     if "case" in table:
         raise ValueError(f"{folder}: its images have no view and phase, as CAMUS's have: choose --format nnunet")
     table["use"] = table.groupby(["split", "patient", "class_label"]).cumcount()
     table = table.sort_values(["use", "patient"], kind="stable")
     table["place"] = table.groupby(["split", "class_label"]).cumcount()
-    if table.empty:
-        raise ValueError(f"{folder}: no image to export")
     views_phases, lacking = table.groupby("split")["class_label"].nunique(), 0
     splits, rows = {split: [] for split in SPLITS}, []
     for number, ((split, _place), group) in enumerate(table.groupby(["split", "place"]), start=1):
@@ -74,14 +76,15 @@ def export_nnunet(
         real: training and validation frames to add to these splits, of the same size.
 
     Raises:
-        ValueError: when `target` holds a data set, or is named otherwise.
+        ValueError: when `target` holds anything, or is named otherwise.
     """
     if not re.fullmatch(r"Dataset\d{3}_\w+", target.name):
         raise ValueError(f"{target.name}: nnU-Net wants a folder named DatasetNNN_Name, such as Dataset801_Synthetic")
-    if (target / "dataset.json").exists():
-        raise ValueError(f"{target} holds a data set: choose a new folder")
-    data, classes = read_json(folder.parent / "manifest.json")["data"], set_classes(folder)
-    what, _tag, licence, _limit = described_source(data)
+    need_empty(target)
+    classes, manifest = set_classes(folder), folder.parent / "manifest.json"
+    with whole(manifest):
+        data = read_json(manifest)["data"]
+        what, _tag, licence, _limit = described_source(data)
     fold, parts = {}, {}
     for k, (name, split) in enumerate((("train", "training"), ("val", "validation"))):
         synthetic = load_synthetic(folder, split, drop_worst)
@@ -120,6 +123,5 @@ def write_pixels(path: Path, array: NDArray[np.uint8], spacing: tuple[float, flo
     """An image or label map (H, W) as PNG, or as NIfTI with a size (row, column) of its pixels in mm."""
     if path.suffix == ".gz":
         layout.write_bytes(path, layout.nifti(array, spacing))
-        return
-    with atomic(path) as temporary:
-        imsave(temporary, array, check_contrast=False)
+    else:
+        layout.write_png(path, array)

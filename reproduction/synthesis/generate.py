@@ -18,32 +18,38 @@ import pandas as pd
 import torch
 from diffusers import ModelMixin
 from numpy.typing import NDArray
-from skimage.io import imsave
 
 from echo.augment import augment
 from echo.config import Profile
 from echo.device import device_name, dividing_threads, get_device, supported_precision
 from echo.enlarger import Enlarger
 from echo.frames import Frames
-from echo.labels import CAMUS, Classes, sector_of, to_camus, to_sdm
+from echo.labels import CAMUS, Classes, sector_of, to_sdm
 from echo.progress import tqdm
-from echo.resume import atomic, read_csv, read_json, whole, write_csv, write_json
+from echo.resume import DamagedFile, read_csv, whole, write_csv, write_json
 from echo.sampler import Cascade, paint
 from echo.unet import SemanticUNet
+from reproduction.datasets.layout import write_png
 from reproduction.synthesis.shapes import ShapeModel, fit_shapes, sample_shape
-from reproduction.synthesis.synthetic_set import KINDS, files_digest, png, read_manifest
+from reproduction.synthesis.synthetic_set import KINDS, files_digest, png, read_facts, read_manifest
 
 ENLARGER = "enlarger"  # the folder of a cascade's second stage, beside those of `model_groups`
 
 
-def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> tuple[NDArray[np.uint8], dict]:
-    """The augmented SDM label map (S, S) of a source frame, a function of `seed`; and what was drawn for it: the
-    augmentation's parameters, and `rejected`, the draws thrown away before. What would lie outside the sector is cut
-    off.
+def augmented_map(
+    frames: Frames, source: int, seed: int, profile: Profile
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], dict]:
+    """A source frame's augmented label map, a function of `seed`.
 
-    A shape drawn from the model takes the source's sector, and the place, tilt and size of its heart.
+    The condition, which the network paints, ends at the sector: nothing is painted outside. The label does not, since
+    experts draw walls and atria on beyond the sector: on CAMUS's validation patients labels that end there have a Dice
+    of 98.7 % (LV epi) and 99.1 % (LA) with the experts'. A shape drawn from the model takes the source's sector, and
+    the place, tilt and size of its heart.
+
+    Returns:
+        The condition (S, S) in SDM classes; the label (S, S) in the source's; and what was drawn for them: the
+        augmentation's parameters, and `rejected`, the draws thrown away before.
     """
-    sector = sector_of(frames.sdm_labels[source]) if frames.classes.sector else None
     rng, share = np.random.default_rng(seed), profile.augmentation.shape_model
     if share and rng.random() < share:
         classes = frames.index["class_label"].to_numpy()
@@ -52,8 +58,9 @@ def augmented_map(frames: Frames, source: int, seed: int, profile: Profile) -> t
         new = sample_shape(model, rng, frames.labels.shape[-1], place)
     else:
         new = augment(frames.labels[source], profile.augmentation, rng, frames.classes)
-    label = new.label if sector is None else np.where(sector, new.label, np.uint8(0))
-    return to_sdm(label, sector, frames.classes), {"rejected": new.rejected} | new.parameters
+    sector = sector_of(frames.sdm_labels[source]) if frames.classes.sector else None
+    inside = new.label if sector is None else np.where(sector, new.label, np.uint8(0))
+    return to_sdm(inside, sector, frames.classes), new.label, {"rejected": new.rejected} | new.parameters
 
 
 @lru_cache(maxsize=8)  # four views and phases, training and validation
@@ -71,8 +78,8 @@ def shape_models(frames: Frames) -> list[ShapeModel]:
 
 
 def plan(training: Frames, validation: Frames, profile: Profile, seed: int) -> pd.DataFrame:
-    """One row an image to paint: id, split, source (row of its split), what names its frame (patient, view, phase or
-    case), class_label, size of a pixel in mm, seed, batch.
+    """One row for each image to paint: id, split, source (row of its split), what names its frame (patient, view, phase
+    or case), class_label, size of a pixel in mm, seed, batch.
 
     Sources are taken in turn from a shuffled order, so each is used equally often. Rows are sorted by view and phase;
     a batch is `batch_size` of them (the last of a view and phase fewer) that share these, and so their network.
@@ -129,7 +136,7 @@ def set_facts(diffusion: Path, profile: Profile, seed: int, classes: Classes) ->
 
 def check_facts(folder: Path, facts: dict) -> None:
     """Raise ValueError when the set in `folder` was made from other `set_facts`."""
-    held = read_json(folder / "set.json")
+    held = read_facts(folder)
     if other := [name for name in facts if held.get(name) != facts[name]]:
         raise ValueError(f"{folder} was painted with another {' and '.join(other)}: remove it, or go back to those")
 
@@ -143,19 +150,16 @@ def paint_batch(
     The batch is padded to `batch_size` with itself: a network may round otherwise in a batch of another shape.
     """
     generation = profile.generation
-    maps, drawn = zip(
-        *[augmented_map(frames, r.source, r.seed, profile) for r in batch.itertuples()],
-        strict=True,
-    )
+    augmented = [augmented_map(frames, r.source, r.seed, profile) for r in batch.itertuples()]
+    conditions, labels, drawn = zip(*augmented, strict=True)
     take = np.resize(np.arange(len(batch)), generation.batch_size)
     classes, seeds = (batch[name].to_numpy()[take] for name in ("class_label", "seed"))
     with dividing_threads(generation.batch_size):
-        images = paint(model, profile, np.stack(maps)[take], classes, seeds.tolist())
-    for name, image, label in zip(batch["id"], images, maps, strict=False):
-        pixels = {"labels": to_camus(label, frames.classes), "conditions": label, "images": image}
+        images = paint(model, profile, np.stack(conditions)[take], classes, seeds.tolist())
+    for name, *arrays in zip(batch["id"], labels, conditions, images, strict=False):
+        pixels = dict(zip(KINDS, arrays, strict=True))
         for kind in KINDS:
-            with atomic(png(folder, kind, name)) as temporary:
-                imsave(temporary, pixels[kind], check_contrast=False)
+            write_png(png(folder, kind, name), pixels[kind])
     return batch.assign(
         **pd.DataFrame(drawn, batch.index).round(5),
         sampler=generation.scheduler,
@@ -216,7 +220,11 @@ def generate(
         return None
     for leftover in folder.glob("*/.*"):  # of processes that were killed while they wrote
         leftover.unlink(missing_ok=True)  # another process may be as far
-    write_csv(folder / "manifest.csv", pd.concat([read_csv(part, dtype=str) for part in parts.values()]))
+    tables = {part: read_csv(part, ("id", "sha256"), dtype=str) for part in parts.values()}
+    for part, batch in zip(parts.values(), batches.values(), strict=True):
+        if tables[part]["id"].tolist() != batch["id"].tolist():
+            raise DamagedFile(part, f"its images are not those of its batch, {', '.join(batch['id'])}")
+    write_csv(folder / "manifest.csv", pd.concat(tables.values()))
     return read_manifest(folder)
 
 
@@ -232,7 +240,7 @@ def regenerate(
     table = read_manifest(folder)
     if unknown := set(names) - set(table["id"]):
         raise ValueError(f"{folder}: no image {min(unknown)} in manifest.csv")
-    check_facts(folder, set_facts(diffusion, profile, read_json(folder / "set.json")["seed"], training.classes))
+    check_facts(folder, set_facts(diffusion, profile, read_facts(folder)["seed"], training.classes))
     models, faults = load_models(diffusion, profile, training.classes), []
     frames = {"training": training, "validation": validation}
     for number in table["batch"][table["id"].isin(names)].unique():
@@ -263,14 +271,17 @@ def load_network(kind: type, folder: Path, group: str) -> ModelMixin:
     """A trained network (`SemanticUNet` or `Enlarger`) in float32 on this process's device, in evaluation mode."""
     path = model_folder(folder, group)
     with whole(path):
-        network = kind.from_pretrained(path, torch_dtype=torch.float32)
+        network = kind.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
     return network.to(get_device(), memory_format=torch.channels_last).eval()
 
 
 def model_groups(profile: Profile, classes: Classes = CAMUS) -> list[str]:
-    """The name of the model that serves each condition: "all", or of a model of its own, such as "2CH_ED"."""
-    own = profile.per_view_phase and classes.conditions
-    return [re.sub(r"[^\w.-]+", "_", name) if own else "all" for name in classes.conditions or ("",)]
+    """The name of the model that serves each condition: "all", or of a model of its own, such as "2CH_ED", which is a
+    folder's name: where two come out the same, their numbers tell them apart."""
+    if not (profile.per_view_phase and classes.conditions):
+        return ["all"] * max(1, len(classes.conditions))
+    names = [re.sub(r"[^\w-]+", "_", name) for name in classes.conditions]
+    return [f"{name}-{k}" if [*names, ENLARGER].count(name) > 1 else name for k, name in enumerate(names)]
 
 
 def trained_groups(diffusion: Path, profile: Profile, classes: Classes = CAMUS) -> list[str]:

@@ -20,7 +20,7 @@ from echo.config import VIEW_PHASES, Profile
 from echo.device import get_device
 from echo.enlarger import Enlarger
 from echo.frames import Frames
-from echo.labels import sector_of, to_camus, to_sdm
+from echo.labels import sector_of, to_sdm
 from echo.progress import tqdm
 from echo.resume import DamagedFile, atomic, read_json, write_csv, write_json, write_text
 from echo.sampler import Cascade, paint
@@ -153,12 +153,13 @@ def load_cascade(folder: Path) -> Cascade:
 
 def draw_heart(
     shapes: tuple[ShapeModel, NDArray, NDArray], size: int, place: int, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """An SDM label map (size, size): a heart drawn from the shape model, in the sector of a place of it."""
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A heart drawn from the shape model, in the sector of a place of it: the condition (size, size) in SDM classes,
+    which ends at the sector, and the label (size, size) in CAMUS's, which does not (`generate.augmented_map`)."""
     model, sectors, _spacing = shapes
     sector = polygon2mask((size, size), sectors[place] * size - 0.5)
     label = sample_shape(model, rng, size, place).label
-    return to_sdm(np.where(sector, label, np.uint8(0)), sector)
+    return to_sdm(np.where(sector, label, np.uint8(0)), sector), label
 
 
 def paint_hearts(
@@ -169,9 +170,9 @@ def paint_hearts(
     view_phase: int,
     seed: int = 0,
     batch: int = 8,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], pd.DataFrame]:
-    """Drawn SDM label maps (n, S, S), the echoes (n, S, S) painted for them, and a row for each: seed of the noise,
-    place, size of a pixel in mm.
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], pd.DataFrame]:
+    """Drawn conditions and labels (n, S, S) of `draw_heart`, the echoes (n, S, S) painted for them, and a row for each:
+    seed of the noise, size of a pixel in mm.
 
     Args:
         shapes: of this view and phase, as `load_shapes` gives them.
@@ -184,11 +185,12 @@ def paint_hearts(
     table = pd.DataFrame({"seed": [int(rng.integers(2**31)) for rng in draws]})
     # The same for all views and phases of a patient.
     places = [int(np.random.default_rng((seed, n)).integers(len(model_of_shapes.centres))) for n in patients]
-    maps = [draw_heart(shapes, profile.image_size, place, rng) for place, rng in zip(places, draws, strict=True)]
-    take = np.resize(np.arange(len(maps)), batch)
-    images = paint(model, profile, np.stack(maps)[take], [view_phase] * batch, table["seed"].to_numpy()[take].tolist())
+    hearts = [draw_heart(shapes, profile.image_size, place, rng) for place, rng in zip(places, draws, strict=True)]
+    conditions, labels = (np.stack(maps) for maps in zip(*hearts, strict=True))
+    take = np.resize(np.arange(len(labels)), batch)
+    images = paint(model, profile, conditions[take], [view_phase] * batch, table["seed"].to_numpy()[take].tolist())
     table[["spacing_row_mm", "spacing_col_mm"]] = spacing_mm[places].astype(float)
-    return np.stack(maps), images[: len(maps)], table
+    return conditions, labels, images[: len(labels)], table
 
 
 def paint_pretrained(
@@ -208,7 +210,7 @@ def paint_pretrained(
 
     Raises:
         DamagedFile: when a network or the shapes cannot be read.
-        ValueError: when `target` holds another data set.
+        ValueError: when `target` holds another dataset.
     """
     facts = {"seed": seed, "weights": folder.name, "image_size": profile.image_size}
     marker = target / "synthetic.json"
@@ -226,10 +228,10 @@ def paint_pretrained(
         for k, (view, phase) in enumerate(VIEW_PHASES):
             if all((f / f"{f.name}_{view}_{phase}_gt.nii.gz").exists() for f in folders):
                 continue
-            maps, painted, drawn = paint_hearts(model, shapes[k], profile, block, k, seed, batch)
-            for folder_of, row, image, sdm in zip(folders, drawn.itertuples(), painted, maps, strict=True):
+            _conditions, labels, painted, drawn = paint_hearts(model, shapes[k], profile, block, k, seed, batch)
+            for folder_of, row, image, label in zip(folders, drawn.itertuples(), painted, labels, strict=True):
                 spacing = row.spacing_row_mm, row.spacing_col_mm
-                layout.write_frame(folder_of, view, phase, image, to_camus(sdm), spacing)
+                layout.write_frame(folder_of, view, phase, image, label, spacing)
                 layout.write_info(folder_of, "ED: 1\nES: 2\nNbFrame: 2\n")
     names = [f"patient{number + 1:04d}" for number in numbers]
     keys = [(n, number, k) for n, number in zip(names, numbers, strict=True) for k in range(len(VIEW_PHASES))]

@@ -1,7 +1,8 @@
-"""A synthetic set on disk, as `generate` writes it: read, verify, filter.
+"""A synthetic dataset on disk, as `generate` writes it: read, verify, filter.
 
-`images/ID.png` (8-bit grey), its label map in CAMUS classes in `labels/ID.png` and in SDM classes, as the network was
-given it, in `conditions/ID.png`; `manifest.csv` has a row for each, `set.json` what they have in common.
+`images/ID.png` (8-bit grey), its label map in the source's classes in `labels/ID.png`, and in `conditions/ID.png` that
+which the network was given: in SDM classes, and of an echo no structure beyond the sector. `manifest.csv` has a row for
+each, `set.json` what they have in common.
 """
 
 import hashlib
@@ -12,9 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from skimage.io import imread
 
+from echo.config import SPLITS
 from echo.frames import Frames
 from echo.labels import CAMUS, Classes
-from echo.resume import DamagedFile, read_csv, read_json, whole
+from echo.resume import read_csv, read_json, whole
 
 KINDS = ("labels", "conditions", "images")  # in the order they are written: where an image is, its label maps are
 
@@ -30,7 +32,7 @@ def files_digest(folder: Path, name: str) -> str:
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
-    """A finished set's manifest, one row an image; `id` is text.
+    """A finished set's manifest, one row for each image; `id` is text.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -38,18 +40,21 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     path = folder / "manifest.csv"
     if not path.exists():
         raise FileNotFoundError(f"{folder}: no synthetic images; run notebook 03 or `python -m echo generate`")
-    table = read_csv(path)
-    if lost := {"id", "split", "patient", "class_label", "batch", "sha256"} - set(table):
-        raise DamagedFile(path, f"it has no column {min(lost)}")
+    table = read_csv(path, ("id", "split", "patient", "class_label", "batch", "sha256"))
+    with whole(path):
+        if (splits := set(table["split"])) != set(SPLITS[:2]):
+            raise ValueError(f"its splits are {', '.join(map(str, splits))}, not {' and '.join(SPLITS[:2])}")
     return table
 
 
 def read_images(folder: Path, kind: str, names: pd.Series) -> NDArray[np.uint8]:
     """uint8 (N, S, S) of one of `KINDS`."""
-    images = []
+    images, size = [], read_facts(folder)["image_size"]
     for path in (png(folder, kind, name) for name in names):
         with whole(path):
             images.append(imread(path))
+            if images[-1].shape != (size, size):
+                raise ValueError(f"it is {images[-1].shape}, the set's images are {(size, size)}")
     return np.stack(images)
 
 
@@ -87,10 +92,18 @@ def load_synthetic(folder: Path, split: str, drop_worst: float = 0.0) -> Frames:
     return Frames(*arrays, table, set_classes(folder))
 
 
+def read_facts(folder: Path) -> dict:
+    """The `set.json` of a set: what its images were made from."""
+    numbers = {"images": int, "validation_images": int}
+    shape = {"profile": str, "seed": int, "image_size": int, "generation": numbers, "checkpoints": {"*": str}}
+    return read_json(folder / "set.json", shape)
+
+
 def set_classes(folder: Path) -> Classes:
     """What the labels of a set mean."""
-    facts = read_json(folder / "set.json")
-    return Classes(**facts["classes"]) if "classes" in facts else CAMUS
+    facts = read_facts(folder)
+    with whole(folder / "set.json"):
+        return Classes(**facts["classes"]) if "classes" in facts else CAMUS
 
 
 def verify(folder: Path) -> list[str]:
@@ -99,7 +112,7 @@ def verify(folder: Path) -> list[str]:
     Raises:
         FileNotFoundError: when the set is not finished.
     """
-    table, images = read_manifest(folder), read_json(folder / "set.json")["generation"]
+    table, images = read_manifest(folder), read_facts(folder)["generation"]
     known = set(table["id"])
     planned = {f"{k:06d}" for k in range(images["images"] + images["validation_images"])}
     faults = [f"{name}: more than one row in manifest.csv" for name in table["id"][table["id"].duplicated()].unique()]
@@ -110,6 +123,6 @@ def verify(folder: Path) -> list[str]:
         faults += [f"{name}: {kind}/{name}.png is missing" for name in sorted(known - there)]
         faults += [f"{name}: in {kind}/, but not in manifest.csv" for name in sorted(there - known)]
         lost |= known - there
-    whole = table[~table["id"].isin(lost)].drop_duplicates("id")
-    changed = (r.id for r in whole.itertuples() if files_digest(folder, r.id) != r.sha256)
+    sound = table[~table["id"].isin(lost)].drop_duplicates("id")
+    changed = (r.id for r in sound.itertuples() if files_digest(folder, r.id) != r.sha256)
     return faults + [f"{name}: its image or a label map is not what was written (SHA-256)" for name in changed]

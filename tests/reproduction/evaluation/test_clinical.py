@@ -85,7 +85,7 @@ def test_volumes_of_different_views_give_no_ejection_fraction():
 
 @pytest.mark.camus
 def test_volumes_are_those_of_the_2019_release(native_root):
-    """Its Info files hold the volumes and the EF that the data set's authors computed from the same labels."""
+    """Its Info files hold the volumes and the EF that the dataset's authors computed from the same labels."""
     camus = open_camus(native_root / "release-2019")
     patients = camus.patients()
     assert patients

@@ -5,7 +5,14 @@ from scipy import stats
 
 from echo.labels import STRUCTURES
 from reproduction.evaluation import statistics
-from reproduction.evaluation.statistics import bland_altman, bootstrap_interval, differences, holm, summary
+from reproduction.evaluation.statistics import (
+    bland_altman,
+    bootstrap_interval,
+    differences,
+    generator_differences,
+    holm,
+    summary,
+)
 
 
 def make_scores(gaps: dict[str, float], patients: int = 12, seeds: int = 2) -> pd.DataFrame:
@@ -139,3 +146,29 @@ def test_equivalence_needs_both_ends_of_the_interval(sign):
     assert (table["difference"].abs() < 2).all()
     assert (inner.abs() < 2).all()
     assert not table["equivalent"].any()
+
+
+def several_generators(shift: float, patients: int = 12) -> pd.DataFrame:
+    """Real-only, and synthetic-only by three generators, of which the second and third are off by -/+ `shift`."""
+    scores = make_scores({"real": 0.0, "synthetic": 0.0}, patients)
+    others = [make_scores({"synthetic": gap}, patients).assign(train=f"synthetic, generator {k}")
+              for k, gap in ((2, -shift), (3, shift))]  # fmt: skip
+    return pd.concat([scores, *others])
+
+
+def test_generators_widen_the_interval_and_leave_the_mean():
+    alike, unlike = (generator_differences([several_generators(shift)], seed=0) for shift in (0.0, 0.03))
+    assert unlike[["generators", "segmenters"]].eq([3, 6]).all(axis=None)
+    np.testing.assert_allclose(alike["difference"], unlike["difference"], atol=1e-9)
+    np.testing.assert_allclose(unlike["generator_sd"], 3, atol=0.3)  # of -3, 0 and 3 points
+    # The bootstrap's standard error of the mean of three: sd / sqrt(3), by (n - 1) / n of its variance.
+    widths = (unlike["high"] - unlike["low"]) / (2 * 1.96)
+    np.testing.assert_allclose(widths, 3 * np.sqrt(2 / 3) / np.sqrt(3), rtol=0.15)
+    assert (alike["high"] - alike["low"] < 0.5).all()
+    assert alike["equivalent"].all() and not unlike["equivalent"].any()
+
+
+def test_one_generator_has_no_spread_and_one_patient_no_interval():
+    assert generator_differences([make_scores({"real": 0.0, "synthetic": -0.02})], seed=0).empty
+    one = generator_differences([several_generators(0.01, patients=1)], seed=0)
+    assert one["low"].isna().all() and not one["equivalent"].any() and one["difference"].notna().all()

@@ -37,6 +37,32 @@ def test_boxes_are_of_frames_and_count_what_the_axis_leaves_out():
     assert np.asarray(dots[1])[:, 1] == pytest.approx(expected.to_numpy())
 
 
+def test_boxes_of_the_other_recipe_are_dashed_beside_their_own():
+    figure = charts.dice_boxes(tidy_scores(["real", "synthetic", "real, paper recipe"]))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:3] == ["real-only", "real-only, paper recipe", "synthetic-only"]
+    assert [line.get_linestyle() for line in figure.legends[0].get_lines()[:3]] == ["-", "--", "-"]
+
+
+def test_dice_by_size_has_a_dot_a_frame_and_training_set():
+    share, dice = np.array([1.0, 4.0]), {"real-only": np.array([60.0, 90.0]), "synthetic-only": np.array([50.0, 91.0])}
+    ax = charts.dice_by_size(share, dice, "LV").axes[0]
+    for dots, values in zip(ax.collections, dice.values(), strict=True):
+        assert np.asarray(dots.get_offsets()) == pytest.approx(np.column_stack([share, values]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(dice)
+    assert ax.get_xlabel() == "LV, % of the image"
+
+
+def test_each_sampler_has_panels_of_its_own_with_the_others_in_grey():
+    facts = product(["ddim", "unipc"], [5, 10])
+    study = pd.DataFrame(facts, columns=["sampler", "steps"]).assign(seconds_per_image=[1.0, 2, 1, 2])
+    study = study.assign(**{"mean Dice": 95.0, "frechet_distance": 0.04, "ms_ssim": float("nan")})
+    axes = charts.quality_against_time(study, pd.Series({"mean Dice": 94.0})).axes
+    assert [ax.get_title() for ax in axes] == ["ddim", "unipc", "", ""]  # no row for what is NaN
+    assert [len(ax.lines) for ax in axes] == [3, 3, 2, 2]
+    assert all(ax.lines[0].get_color() == "0.85" != ax.lines[1].get_color() for ax in axes)
+
+
 def test_bland_altman_draws_bias_and_limits_of_table_3():
     volumes = tidy_volumes(["real"])
     ax = charts.bland_altman(volumes).axes[0]

@@ -70,6 +70,13 @@ def test_block_table_is_the_network(profile):
     assert blocks["attention"].equals(expected | (blocks["block"] == "middle_block.0"))
 
 
+def test_parameters_add_up(random_unet):
+    table = diagrams.parameter_table({"smoke": diagrams.network_blocks(random_unet)})
+    assert table.index.to_list() == ["embedding", "encoder", "middle", "decoder", "output", "whole network"]
+    whole = sum(p.numel() for p in random_unet.parameters()) / 1e6
+    assert table["smoke"].iloc[[-1, -1]].to_list() == pytest.approx([whole, table["smoke"][:-1].sum()])
+
+
 def test_block_table_has_the_shapes_of_a_forward_pass(random_unet, smoke):
     blocks = diagrams.network_blocks(random_unet).set_index("block")
     seen = {}
@@ -115,3 +122,15 @@ def test_network_of_one_resolution_draws():
         image_size=8, in_channels=1, model_channels=8, channel_mult=(1,), norm_groups=4, head_channels=8
     )
     assert "8 px" in [text.get_text() for text in diagrams.draw_network(unet).axes[0].texts]
+
+
+def test_two_stages_show_the_same_square_of_small_and_enlarged_images():
+    label, small = np.zeros((32, 32), np.uint8), np.arange(64.0).reshape(8, 8)
+    enlarged = np.stack([small.repeat(4, 0).repeat(4, 1) + k for k in range(3)])
+    figure = diagrams.two_stages(label, enlarged, small, enlarged, corner=(8, 16), side=12)
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    assert np.array_equal(shown[4], small[2:5, 4:7])
+    for k in range(3):
+        assert np.array_equal(shown[5 + k], shown[4].repeat(4, 0).repeat(4, 1) + k)
+    assert [ax.get_title() for ax in figure.axes][::4] == ["label map", "first stage, 3 pixels"]
+    check_texts(figure)

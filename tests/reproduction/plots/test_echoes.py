@@ -44,14 +44,55 @@ def test_one_frame_and_one_view_and_phase_are_enough(frames):
 def test_rows_are_named_beside_the_first_column(frames):
     shown = frames["training"].select(np.arange(2))
     axes = echoes.label_edits(["a", "b"], shown.sdm_labels, shown.images, shown.labels).axes
-    assert [[t.get_text() for t in ax.texts] for ax in axes] == [
-        *(["label map"], []),
-        *(["image"], []),
-        *(["contours"], []),
+    assert [[t.get_text() for t in ax.texts] for ax in axes] == [["a"], [], [], ["b"], [], []]
+    assert [ax.get_title() for ax in axes[:3]] == ["label map", "image", "contours"]
+
+
+def test_the_change_is_the_difference_to_the_first_echo(frames):
+    shown = frames["training"].select(np.arange(2))
+    figure = echoes.label_edits(["a", "b"], shown.sdm_labels, shown.images, shown.labels, change=True)
+    assert not figure.axes[3].images
+    drawn = figure.axes[7].images[0]
+    assert (drawn.get_array() == shown.images[1].astype(int) - shown.images[0]).all()
+    assert drawn.get_clim() == (-echoes.CHANGE, echoes.CHANGE)
+
+
+def test_the_legend_says_what_dotted_and_solid_are(frames):
+    shown = frames["training"].select(np.arange(1))
+    legend = echoes.segmentations(shown.images, shown.labels, shown.labels).legends[0]
+    pairs = zip(legend.get_texts(), legend.get_lines(), strict=True)
+    styles = {text.get_text(): line.get_linestyle() for text, line in pairs}
+    assert (styles["label"], styles["prediction"]) == (":", "-")
+
+
+def test_the_stamp_names_data_and_size_before_the_figures_own_title():
+    figure = plt.figure()
+    assert echoes.stamp(figure, "/data/camus", 224).get_suptitle() == "CAMUS, 224 x 224 pixels"
+    figure = plt.figure()
+    figure.suptitle("real-only")
+    assert echoes.stamp(figure, "phantom", 48).get_suptitle() == "phantom, 48 x 48 pixels: real-only"
+
+
+def test_no_figure_is_wider_than_a_page_nor_has_letters_under_8_points(frames):
+    shown = frames["training"].select(np.arange(4))
+    maps, images, labels = shown.sdm_labels, shown.images, shown.labels
+    drawn = [
+        echoes.example_views(shown, [0, 1, 2, 3]),
+        echoes.augmented_maps(maps, maps),
+        echoes.real_beside_synthetic(images, images, shown),
+        echoes.segmentations(images, labels, labels),
+        echoes.label_edits(list("abcd"), maps, images, labels, change=True),
+        echoes.closest_pairs(images, images),
+        echoes.blind_pairs(images, images, np.array([True, False, True, False])),
+        echoes.denoising(images / 255, images / 255, maps[0]),
     ]
+    for figure in drawn:
+        assert figure.get_figwidth() <= echoes.WIDTH + 0.01
+        letters = [t for t in figure.findobj(plt.Text) if t.get_text()]
+        assert min(t.get_fontsize() for t in letters) >= 8
 
 
-def test_segmentations_stand_six_a_row_at_most(frames):
+def test_segmentations_stand_four_a_row_at_most(frames):
     shown = frames["training"].select(np.arange(7))
     axes = echoes.segmentations(shown.images, shown.labels, shown.labels, list("abcdefg")).axes
     assert [ax.get_title() for ax in axes] == [*"abcdefg", ""]

@@ -28,7 +28,7 @@ def displayed(monkeypatch) -> list[dict]:
 
 
 def figure() -> plt.Figure:
-    return plt.subplots()[0]
+    return plt.subplots(dpi=100)[0]
 
 
 def parts(widget, kind: str) -> list:

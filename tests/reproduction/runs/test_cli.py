@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_sets import made_set
 from typer.testing import CliRunner
 
 import reproduction
@@ -57,9 +58,14 @@ def test_an_interruption_is_one_line(monkeypatch, tmp_path):
     assert done.stderr.splitlines() == ["interrupted; the same command goes on from here"]
 
 
-@pytest.mark.parametrize("command", ["status {}", "publish {}", "fidelity {}", "verify {}", "export {} new"])
+TILDE = ["status {}", "publish {}", "fidelity {}", "verify {}", "export {} new", "generate --pretrained camus {}"]
+
+
+@pytest.mark.parametrize("command", TILDE)
 def test_a_tilde_is_expanded_in_every_path(command, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "run" / "other.json", {})
     done = invoke(*command.format("~/run").split())
     assert done.exit_code == 1
     assert str(tmp_path / "run") in done.stderr
@@ -79,6 +85,76 @@ def test_status_names_a_damaged_file(tmp_path, name):
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {path}: damaged (")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("manifest.json", "3", "the whole is '3'"),
+        ("manifest.json", '{"stages": {"data": 3}}', "'data' is '3'"),
+        ("manifest.json", '{"stages": {"data": {"finished": true}}}', "it has no 'seconds'"),
+        ("manifest.json", '{"stages": {}, "profile": {"name": "x"}}', "it has no 'training'"),
+        ("dataset/data.json", "[]", "the whole is '[]'"),
+        ("dataset/data.json", '{"left_out": ["patient0001"]}', "an item of 'left_out' is 'patient0001'"),
+        ("dataset/data.json", '{"classes": {"conditions": 4}}', "'conditions' is '4'"),
+        ("diffusion/all/log.csv", "epoch,accuracy\n1,2\n", "it has no column 'step'"),
+        ("diffusion/all/log.csv", "step,seconds,loss,validation_loss\n", "it has no row"),
+        ("diffusion/all/log.csv", "step,seconds,loss,validation_loss\n1,2,low,3\n", "Unable to parse string"),
+    ],
+)
+def test_another_programs_file_is_named(tmp_path, name, text, reason):
+    begin(tmp_path / "diffusion", {"seed": 0})
+    profile = {"name": "x", "training": {"steps": 12}, "per_view_phase": True}
+    write_json(tmp_path / "manifest.json", {"stages": {}, "profile": profile})
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+    done = invoke("status", tmp_path)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {tmp_path / name}: damaged (")
+    assert reason in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_status_of_a_stage_that_has_an_empty_file_alone(tmp_path):
+    (tmp_path / "diffusion").mkdir()
+    (tmp_path / "diffusion" / "inputs.json").touch()
+    done = invoke("status", tmp_path)
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["train --data", "reproduce --data", "check", "status", "publish", "fetch camus"])
+def test_an_empty_path_is_not_the_folder_where_one_stands(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("reproduction.cli.stop_kernels_too", lambda: None)  # the signals are pytest's here
+    done = invoke(*command.split(), "")
+    assert done.exit_code == 2
+    assert "it is empty" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_a_command_would_not_use_is_refused(tmp_path):
+    done = invoke("generate", tmp_path / "set", "--profile", "smoke", "--run", tmp_path / "run")
+    assert (done.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert f"{tmp_path / 'set'}: a folder is for --pretrained" in done.stderr
+
+
+@pytest.mark.parametrize("sheet", ["", ".", "sheets", "sheets/mine"])
+def test_a_contact_sheet_goes_into_a_folder_that_is_there(sheet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sheets").mkdir()
+    root = made_set(tmp_path / "Dataset001_X")
+    done = invoke("check", root, "--sheet", sheet)
+    assert done.exit_code == 0, done.stderr
+    usual = Path(sheet) / "Dataset001_X_contact_sheet"
+    assert (Path(sheet) if sheet == "sheets/mine" else usual).with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("words", ["status {}/run", "verify {}", "train --run {}", "train --data {}/echo"])
+def test_a_home_that_is_not_there_is_named(words):
+    done = invoke(*words.format("~nobody-of-this-name").split())
+    assert done.exit_code == 2
+    assert "~nobody-of-this-name" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_nothing_to_publish_is_an_error(tmp_path, monkeypatch):
@@ -102,7 +178,7 @@ def test_an_empty_export_is_an_error(tmp_path):
     pd.DataFrame(columns=columns.split()).to_csv(tmp_path / "set" / "manifest.csv", index=False)
     done = invoke("export", tmp_path / "set", tmp_path / "new")
     assert done.exit_code == 1
-    assert "no image to export" in done.stderr
+    assert "manifest.csv: damaged (ValueError: it has no row)" in done.stderr
     assert not (tmp_path / "new").exists()
 
 

@@ -83,6 +83,15 @@ def test_a_folder_of_something_else_is_refused_untouched(tmp_path, name, text):
     assert path.read_text() == text
 
 
+@pytest.mark.parametrize("target", ["/nowhere/at/all", "missing", "run"])
+def test_a_link_to_nothing_is_refused(tmp_path, target):
+    (tmp_path / "run").symlink_to(target)
+    for recompute in (True, False):
+        with pytest.raises(ValueError, match=f"run is a link to {target}, which is missing"):
+            open_run("smoke", "phantom", str(tmp_path / "run"), recompute=recompute)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_run_of_ours_is_known(tmp_path):
     def known(name: str, **files) -> None:
         for path, value in files.items():
@@ -228,8 +237,9 @@ def test_a_run_of_an_earlier_version_stays_finished(tmp_path, data):
 
 
 def test_old_names_of_stages_are_read(tmp_path):
-    write_json(tmp_path / "manifest.json", {"stages": {"sampler": {"seconds": 1}, "grid": {"seconds": 2}}})
-    assert read_manifest(tmp_path)["stages"] == {"samplers": {"seconds": 1}, "grid": {"seconds": 2}}
+    one, two = {"seconds": 1, "finished": True}, {"seconds": 2, "finished": False}
+    write_json(tmp_path / "manifest.json", {"stages": {"sampler": one, "grid": two}})
+    assert read_manifest(tmp_path)["stages"] == {"samplers": one, "grid": two}
     assert "samplers" in read_manifest(REPOSITORY / "results" / "laptop-phantom")["stages"]
 
 
@@ -284,6 +294,15 @@ def test_a_checkout_that_cannot_be_written_has_its_runs_elsewhere(tmp_path, monk
         reproduction.writable.cache_clear()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == [str(REPOSITORY / "runs"), str(REPOSITORY / "data" / "demo")]
+
+
+@pytest.mark.parametrize("cache", ["/proc/nowhere", "/dev/null/cache", "~nobody-of-this-name/cache"])
+def test_where_no_place_can_be_written_one_line_says_so(cache, monkeypatch):
+    monkeypatch.setenv("ECHO_CACHE", cache)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    reproduction.writable.cache_clear()
+    with pytest.raises(PermissionError, match=f"nor {cache} can be written: give --run, or set ECHO_CACHE"):
+        open_run("smoke", "phantom", recompute=True)
 
 
 def test_faulty_patients_are_listed_or_left_out(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ def check_run(folder: Path, test_frames: int) -> None:
     dice = pd.read_csv(folder / "tables" / "dice.csv")
     assert list(dice.columns) == COLUMNS
     assert set(zip(dice["train"], dice["structure"], strict=True)) == {
-        (cell.row, structure) for cell in grid.main_cells(SMOKE, seed=0) for structure in STRUCTURES
+        (t.row, structure) for t in grid.main_trainings(SMOKE, seed=0) for structure in STRUCTURES
     }
     assert (dice["n_frames"] == test_frames).all()
     assert dice["dice_mean"].between(0, 100).all()
@@ -180,7 +180,7 @@ def test_sampler_and_quality_start_from_a_finished_run(study, monkeypatch):
 
 def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, study):
     copy = study("grid", "grid")
-    cells = grid.study_cells(SMOKE, seed=3)
+    cells = grid.study_trainings(SMOKE, seed=3)
     assert any(cell.drop_worst for cell in cells)
     trained = {p.parent.name for p in (copy / "grid" / "segmenters").glob("*/model.safetensors")}
     assert trained == {cell.name for cell in cells}
@@ -203,7 +203,7 @@ def test_the_grid_is_trained_and_scored_from_a_finished_run(finished, study):
     after = {p: p.stat().st_mtime_ns for p in (copy / "grid").rglob("*.safetensors")}
     assert {p.parent.name for p in set(after) - set(before)} == {"synthetic-25-3"}
     assert {p: after[p] for p in before} == before
-    rows = {cell.row for cell in grid.study_cells(other.profile, seed=3)}
+    rows = {t.row for t in grid.study_trainings(other.profile, seed=3)}
     assert set(pd.read_csv(copy / "grid" / "scores.csv")["train"]) == rows
 
 
@@ -388,7 +388,7 @@ def test_the_gpu_profile_runs_in_small(tmp_path):
     stages.segmentation_stage(run)
     stages.tables_stage(run)
     dice = pd.read_csv(run.root / "tables" / "dice.csv")
-    assert set(dice["train"]) == {cell.row for cell in grid.main_cells(GPU, 0)}
+    assert set(dice["train"]) == {t.row for t in grid.main_trainings(GPU, 0)}
     assert dice["dice_mean"].between(0, 100).all()
     assert load_synthetic(run.root / "synthetic", "training").images.shape == (4, 256, 256)
 

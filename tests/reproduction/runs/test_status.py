@@ -135,7 +135,7 @@ def test_a_real_run_from_another_process(tmp_path):
     stages.data_stage(run)
     stages.diffusion_stage(run)
     stages.generation_stage(run)
-    cells = grid.main_cells(run.profile, run.seed)
+    cells = grid.main_trainings(run.profile, run.seed)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         draw = segmenter.draw_samples
 

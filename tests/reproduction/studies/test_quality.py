@@ -48,6 +48,15 @@ def test_what_few_images_cannot_say_is_nan(frames, judge):
     unknown = found.index[found["synthetic"].isna()]
     assert {"Fréchet distance", "kernel distance", "MS-SSIM of pairs"} <= set(unknown)
     assert found.loc["speckle SNR, LV endo", "real"] > 0
-    verdict = samplers.judge(np.stack([one.images, one.images]), one, judge)
+    verdict = samplers.measures(np.stack([one.images, one.images]), one, judge)
     assert np.isnan(verdict["frechet_distance"])
     assert verdict["ms_ssim"] == pytest.approx(1)
+
+
+def test_spectrum_ratio_is_a_mean_over_bands():
+    synthetic, real = np.arange(1, 21), np.full(20, 2.0)
+    spectrum = pd.concat(
+        pd.DataFrame({"frequency": np.arange(1, 21), "power": power, "images": name})
+        for name, power in (("synthetic", synthetic), ("real", real))
+    )
+    assert quality.spectrum_ratio(spectrum).to_dict() == {"up to 5": 1.5, "6 to 14": 5.0, "above 14": 8.75}

@@ -20,6 +20,15 @@ def test_study_resumes_and_covers_every_setting(frames, smoke, random_unet, judg
     assert np.isfinite(table.drop(columns="sampler").to_numpy(float)).all()
     assert (table["seconds_per_image"] > 0).all()
 
+    by_steps = samplers.by_steps(table, "mean Dice", 1)
+    assert by_steps.columns.to_list() == ["ddim", "heun"]
+    assert by_steps.index.to_list() == [1, 2, 3]
+    assert by_steps.loc[3].to_list() == ["–", "–"]
+    assert by_steps.loc[1, "heun"] == table["mean Dice"].round(1)[2]
+    sweep = samplers.guidance_sweep(table[::-1], generation)
+    assert sweep["guidance_scale"].to_list() == [1.0, 2.0]
+    assert set(sweep["sampler"]) == {"ddim"}
+
     whole = pd.read_csv(file)
     whole.iloc[:2].to_csv(file, index=False)  # as if it had been interrupted
     again = samplers.sampler_study(models, frames["validation"], judge, profile, file, seed=0)
@@ -29,11 +38,11 @@ def test_study_resumes_and_covers_every_setting(frames, smoke, random_unet, judg
 
 def test_real_images_judged_as_synthetic_are_at_no_distance(frames, judge):
     real = frames["validation"]
-    verdict = samplers.judge(np.stack([real.images, real.images]), real, judge)
+    verdict = samplers.measures(np.stack([real.images, real.images]), real, judge)
     assert verdict["ms_ssim"] == pytest.approx(1)
     assert verdict["frechet_distance"] == pytest.approx(0, abs=1e-3)
     noise = np.random.default_rng(0).integers(0, 256, (2, *real.images.shape), np.uint8)
-    far = samplers.judge(noise, real, judge)
+    far = samplers.measures(noise, real, judge)
     assert far["frechet_distance"] > verdict["frechet_distance"]
     assert far["ms_ssim"] < 0.5
     references = samplers.references(frames["training"], real, judge)

@@ -1,4 +1,4 @@
-"""A synthetic set as an nnU-Net raw dataset, held against nnU-Net's documented rules (dataset_format.md)."""
+"""A synthetic dataset as an nnU-Net raw dataset, held against nnU-Net's documented rules (dataset_format.md)."""
 
 import importlib.util
 import json
@@ -164,7 +164,7 @@ def test_a_target_that_will_not_do(run, tmp_path):
     with pytest.raises(ValueError, match="nnU-Net wants a folder named DatasetNNN_Name"):
         export_nnunet(run / "synthetic", tmp_path / "mine")
     export_nnunet(run / "synthetic", tmp_path / "Dataset801_A")
-    with pytest.raises(ValueError, match="holds a data set: choose a new folder"):
+    with pytest.raises(ValueError, match="holds other files: choose a new folder"):
         export_nnunet(run / "synthetic", tmp_path / "Dataset801_A")
     done = CliRunner().invoke(app, ["export", str(run / "synthetic"), str(tmp_path / "camus"), "--with-real"])
     assert done.exit_code == 1

@@ -1,5 +1,6 @@
 """Generation: a set is the same however it is divided, interrupted or threaded; a row is enough to paint again."""
 
+import errno
 import json
 import os
 import subprocess
@@ -120,19 +121,31 @@ def test_rows_tell_how_each_image_was_made(whole, frames, profile):
         source = frames["training"].index.loc[row["source"]]
         assert list(row[["patient", "view", "phase"]]) == list(source[["patient", "view", "phase"]])
         assert row["spacing_row_mm"] == pytest.approx(source["spacing_row_mm"], abs=1e-5)
-        label, drawn = generate.augmented_map(frames["training"], row["source"], row["seed"], profile)
-        assert (imread(whole / "labels" / f"{row['id']}.png") == to_camus(label)).all()
-        assert (loaded.sdm_labels[place] == label).all()
+        condition, label, drawn = generate.augmented_map(frames["training"], row["source"], row["seed"], profile)
+        assert (imread(whole / "labels" / f"{row['id']}.png") == label).all()
+        assert (loaded.sdm_labels[place] == condition).all()
         rng = np.random.default_rng(row["seed"])
         new = augment(frames["training"].labels[row["source"]], profile.augmentation, rng)
         assert drawn == {"rejected": new.rejected} | new.parameters
         assert row[list(drawn)].tolist() == pytest.approx(list(drawn.values()), abs=1e-5)
-        # The sector is the source's own, whatever the heart does.
-        assert (label > 0)[sector_of(frames["training"].sdm_labels[row["source"]])].all()
+        # The sector is the source's own, whatever the heart does; what is painted ends there.
+        sector = sector_of(frames["training"].sdm_labels[row["source"]])
+        assert ((condition > 0) == sector).all() and (to_camus(condition)[sector] == label[sector]).all()
     assert (table[["sampler", "steps", "guidance"]] == ["dpm++", 2, 1.0]).all(axis=None)
     facts = json.loads((whole / "set.json").read_text())
     assert (table["checkpoint"] == facts["checkpoints"]["all"][:16]).all()
     assert facts["generation"]["batch_size"] == 3
+
+
+def test_a_label_goes_on_beyond_the_sector_and_its_condition_does_not(profile):
+    label = label_map(virtual_patient(np.random.default_rng(0)), "4CH", "ED", 64)
+    sector = np.zeros((64, 64), bool)
+    sector[:, np.flatnonzero((label > 0).any(0)).mean().astype(int) :] = True  # through the middle of the heart
+    frames = Frames(label[None], label[None], to_sdm(label, sector)[None], pd.DataFrame({"class_label": [2]}))
+    condition, new, _drawn = generate.augmented_map(frames, 0, 0, profile)
+    outside = ~sector_of(frames.sdm_labels[0])
+    assert (new[outside] > 0).sum() > 0.2 * (new > 0).sum()
+    assert not condition[outside].any() and (to_camus(condition)[~outside] == new[~outside]).all()
 
 
 def test_an_image_is_painted_again_from_its_row(whole, trained, frames, profile, tmp_path):
@@ -168,7 +181,7 @@ def test_another_checkpoint_device_or_seed_is_refused(trained, frames, profile, 
 def test_no_more_than_a_batch_is_held(trained, frames, smoke, tmp_path, monkeypatch):
     size, peaks = 128, []
     stub = np.zeros((size, size), np.uint8)
-    monkeypatch.setattr(generate, "augmented_map", lambda *_: (stub.copy(), {"rejected": 0}))
+    monkeypatch.setattr(generate, "augmented_map", lambda *_: (stub.copy(), stub.copy(), {"rejected": 0}))
     monkeypatch.setattr(generate, "paint", lambda _model, _profile, maps, *_: np.zeros_like(maps))
     for images in (20, 200):
         profile = replace(smoke, generation=replace(smoke.generation, images=images, validation_images=1))
@@ -286,3 +299,35 @@ def test_shape_models_of_what_is_there(frames):
     assert generate.shape_models(training.select(np.arange(4))) == []
     found = generate.shape_models(training.select((training.index["view"] == "4CH").to_numpy()))
     assert len(found) in (0, 2)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_error_with_the_file(trained, frames, smoke, tmp_path, number, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path, content):
+        if path.suffix == ".png":
+            raise OSError(number, os.strerror(number))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"labels/000000\.png"):
+        generate.generate(trained / "diffusion", *frames.values(), smoke, tmp_path, seed=0)
+    monkeypatch.undo()
+    assert len(generate.generate(trained / "diffusion", *frames.values(), smoke, tmp_path, seed=0)) == 12
+    assert verify(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("conditions", "groups"),
+    [
+        (("a b", "a/b"), ["a_b-0", "a_b-1"]),
+        (("..", "rest"), ["_", "rest"]),
+        (("enlarger", "stress"), ["enlarger-0", "stress"]),
+        (("short axis", "2CH_ED"), ["short_axis", "2CH_ED"]),
+    ],
+)
+def test_each_condition_has_a_folder_of_its_own(smoke, conditions, groups):
+    own = replace(smoke, per_view_phase=True)
+    assert generate.model_groups(own, replace(CAMUS, conditions=conditions)) == groups
+    assert generate.model_groups(smoke, replace(CAMUS, conditions=conditions)) == ["all", "all"]

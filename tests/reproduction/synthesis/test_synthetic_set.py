@@ -50,6 +50,37 @@ def test_a_sound_set_has_no_fault(painted):
     assert synthetic_set.verify(painted) == []
 
 
+@pytest.mark.parametrize("change", [lambda lines: lines[:1], lambda lines: lines[:2], lambda lines: ["id", "1"]])
+def test_a_batch_that_lacks_rows_is_named_and_not_joined(copy, trained, frames, smoke, change):
+    (copy / "manifest.csv").unlink()
+    path = copy / "batches" / "000000.csv"
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(DamagedFile, match="batches/000000.csv: damaged"):
+        generate.generate(trained / "diffusion", *frames.values(), smoke, copy, seed=0)
+    assert not (copy / "manifest.csv").exists()
+    path.unlink()  # as the message says
+    assert len(generate.generate(trained / "diffusion", *frames.values(), smoke, copy, seed=0)) == 12
+    assert synthetic_set.verify(copy) == []
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize("shape", [(5, 5), (32, 32, 3), (32, 31)])
+def test_an_image_of_another_size_is_named(copy, tmp_path, kind, shape):
+    imsave(copy / kind / "000002.png", np.zeros(shape, np.uint8), check_contrast=False)
+    for read in (
+        lambda: synthetic_set.load_synthetic(copy, "training"),
+        lambda: export.export_camus(copy, tmp_path / "x"),
+    ):
+        with pytest.raises(DamagedFile, match=f"{kind}/000002.png: damaged"):
+            read()
+
+
+def test_a_manifest_of_other_splits_is_named(copy):
+    rewrite(copy, lambda table: table.assign(split=table["split"].replace("training", "holdout")))
+    with pytest.raises(DamagedFile, match="manifest.csv: damaged .*holdout"):
+        synthetic_set.verify(copy)
+
+
 @pytest.mark.parametrize(
     ("plant", "fault"),
     [
@@ -149,7 +180,7 @@ def test_export_is_read_as_camus(trained, frames, smoke, tmp_path):
     alike = sources.groupby("patient")["source"].nunique() == 1
     assert alike[camus.patients("training")[:6]].all()
     assert (tmp_path / "camus" / "DATA_CARD.md").exists()
-    with pytest.raises(ValueError, match="holds a data set: choose a new folder"):
+    with pytest.raises(ValueError, match="holds other files: choose a new folder"):
         export.export_camus(tmp_path / "set", tmp_path / "camus")
 
 
@@ -162,7 +193,7 @@ def test_a_set_of_one_view_and_phase_is_exported_too(copy, tmp_path):
     assert camus.keys(camus.patients()) == [(patient, "4CH", "ED") for patient in camus.patients()]
     assert len(camus.patients()) == len(wanted)
     table[:0].to_csv(copy / "manifest.csv", index=False)
-    with pytest.raises(ValueError, match="no image to export"):
+    with pytest.raises(ValueError, match="it has no row"):
         export.export_camus(copy, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
