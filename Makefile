@@ -44,6 +44,7 @@ test-browser: $(READY)
 # The published computation against ours, on this machine; nothing else should run beside it.
 bench: $(READY)
 	$(BIN)/python -m tools.bench
+	$(BIN)/python -m tools.bench_cascade
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab --notebook-dir . $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -28,7 +28,7 @@ from echo.config import PAPER, VIEW_PHASES
 from echo.device import device_name, get_device, peak_memory_gb, supported_precision, tune_cpu
 from echo.diffusion import cosine_schedule, diffusion_loss
 from echo.fast import FastConditioning, speed_up
-from echo.resume import write_json
+from echo.resume import read_json, write_json
 from echo.sampler import MOST_BYTES, SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
 from echo.unet import SemanticUNet, build_unet
 from reproduction import RESULTS
@@ -305,21 +305,29 @@ def bench(quick: bool = False, compiled: bool = False) -> dict:
 def main(
     quick: Annotated[bool, typer.Option(help="A tiny network and single repeats: a test of this program.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, of the compact network.")] = False,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Only a CPU training step by its threads, alone and beside a busy process.")
+    ] = False,
     apart: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Measure, print the tables, and write results/bench/DEVICE.json (not with --quick)."""
+    """Measure, print the tables, and write results/bench/DEVICE.json (not with --quick). Run nothing beside it."""
     if apart:
         network, name, kind = apart.split(":")
         case = next(case for case in cases(quick) if case.name == network)
         print(json.dumps(measure(case, name, kind, 0.0 if quick else 3.0)))
         return
-    result = bench(quick, compiled)
-    for name in ("steps", "memory", "images_per_second", "beside_other_work"):
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    file, earlier = RESULTS / "bench" / f"{slug}.json", {}
+    if beside:
+        result, names = {"beside_other_work": measured_beside_others(cases(quick)[0], quick)}, ["beside_other_work"]
+        earlier = read_json(file, dict) if file.exists() else {}
+    else:
+        result, names = bench(quick, compiled), ["steps", "memory", "images_per_second", "beside_other_work"]
+    for name in names:
         print(f"\n{name}\n{markdown(result[name])}")
     print("\n" + json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}, indent=2))
     if not quick:
-        slug = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
-        write_json(RESULTS / "bench" / f"{slug}.json", result)
+        write_json(file, earlier | result)
 
 
 if __name__ == "__main__":

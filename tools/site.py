@@ -1,8 +1,10 @@
 """The README and the executed notebooks as static pages: `make site`, then open `_site/index.html`.
 
-No JavaScript and nothing from another server: mathematics is MathML, every picture is a file of the site.
+Nothing from another server: mathematics is MathML, every picture is a file of the site. Only the page "Try it" has a
+script (`play.js`), and shows its pictures without it too.
 """
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +24,9 @@ from tools.badges import repository_address
 
 ROOT = Path(__file__).resolve().parent.parent
 PROSE = {"README.md": "index.html", "data/README.md": "data.html", "CONTRIBUTING.md": "contributing.html"}
+PLAY = "tools/play.md"  # beside it its script, and the facts that `python -m tools.pictures` wrote
+LIVE = False  # whether the repository's address answers: until then no page links to it, or to Colab
+COLAB = "https://colab.research.google.com/"
 LIST = "Read the notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CAPTION = re.compile(r"\*\*Figure \d+\.\d+\.\*\*\s+(?=\S)")
@@ -36,6 +41,20 @@ def mathml(tex: str, display: str = "inline") -> str:
     return result
 
 
+def pieces(tex: str) -> list[list[str]]:
+    r"""Where a narrow window may break a formula: its equations, between \qquad, and these before each "=" that
+    stands in no braces."""
+    found = []
+    for equation in tex.split(r"\qquad"):
+        cuts, depth = [0], 0
+        for place, letter in enumerate(equation):
+            depth += {"{": 1, "}": -1}.get(letter, 0)
+            if equation[place : place + 3] == " = " and not depth:
+                cuts.append(place)
+        found.append([equation[a:b].strip() for a, b in zip(cuts, [*cuts[1:], None], strict=True)])
+    return found
+
+
 class Renderer(IPythonRenderer):
     """nbconvert's renderer, with formulas as MathML in place of what MathJax would read."""
 
@@ -43,7 +62,9 @@ class Renderer(IPythonRenderer):
         return mathml(body)
 
     def block_math(self, body: str) -> str:
-        return f'<div class="scroll math" tabindex="0">{mathml(body, "block")}</div>'
+        lines = [[mathml(piece, "block") for piece in line] for line in pieces(body)]
+        inner = "".join(f"<span>{''.join(line)}</span>" for line in lines)
+        return f'<div class="scroll math" tabindex="0">{inner}</div>'
 
 
 def to_html(markdown: str) -> str:
@@ -69,6 +90,8 @@ def prepare(notebook: nbformat.NotebookNode, name: str) -> None:
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
+        if re.search(r"^import echo$", cell.source, re.M):
+            cell.metadata.folded = True
         for output in list(cell.outputs):
             data = output.get("data", {})
             if output.get("name") == "stderr" or (WIDGET in data and "%|" in data.get("text/plain", "")):
@@ -104,7 +127,7 @@ def resolve(link: str, source: str, root: Path, files: dict[str, bytes], pages: 
         return "index.html#" + slug(LIST)
     if not (root / path).exists():
         raise ValueError(f"{source} links to {link}, which does not exist")
-    if path.endswith(".png"):
+    if path.endswith((".png", ".webp")):
         files.setdefault(path, (root / path).read_bytes())
         return path
     return f"{address}/{'tree' if (root / path).is_dir() else 'blob'}/main/{path}"
@@ -115,11 +138,26 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
+def hide(soup: BeautifulSoup, address: str) -> None:
+    """Take away Colab's badges, and links to an address that does not answer yet, but not these links' words."""
+    for link in soup.select(f'a[href^="{COLAB}"]'):
+        paragraph = link.find_parent("p")
+        link.decompose()
+        if paragraph and not paragraph.get_text(strip=True):
+            paragraph.decompose()
+    for link in soup.select(f'a[href^="{address}"]'):
+        link.unwrap()
+
+
 def finish(html: str, source: str, root: Path, files: dict[str, bytes], pages: dict[str, str], address: str) -> str:
     """A page with its links resolved, its pictures in `files`, identifiers on headings and tables that scroll."""
     soup = BeautifulSoup(html, "html.parser")
     for link in soup.select("main a[href]"):
         link["href"] = resolve(link["href"], source, root, files, pages, address)
+    if not LIVE:
+        hide(soup, address)
+    for still in soup("source"):
+        still["srcset"] = resolve(still["srcset"], source, root, files, pages, address)
     for image in soup("img"):
         if urlsplit(image["src"]).scheme:  # a badge
             image.replace_with(image.get("alt") or image["src"])
@@ -131,7 +169,7 @@ def finish(html: str, source: str, root: Path, files: dict[str, bytes], pages: d
         image["width"], image["height"] = Image.open(BytesIO(files[image["src"]])).size
         image["loading"] = "lazy"
         if not image.find_parent("a"):  # a tap shows it large
-            image.wrap(soup.new_tag("a", href=image["src"]))
+            (image.find_parent("picture") or image).wrap(soup.new_tag("a", href=image["src"]))
     for strong in soup.select("p > strong:first-child"):
         if strong.get_text() == "Claim.":
             strong.parent["class"] = "claim"
@@ -178,6 +216,8 @@ def build(out: Path = ROOT / "_site", root: Path = ROOT) -> None:
         listing.append(f"- [{titles[name]}]({name}) {claim}")
         prepare(documents[name], name)
     prose = PROSE | {f"docs/{path.name}": f"{path.stem}.html" for path in sorted((root / "docs").glob("*.md"))}
+    if (root / PLAY).exists():
+        prose[PLAY] = "play.html"
     pages = prose | {name: Path(name).stem + ".html" for name in documents}
     for name in prose:
         text = (root / name).read_text()
@@ -187,10 +227,16 @@ def build(out: Path = ROOT / "_site", root: Path = ROOT) -> None:
         documents[name] = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
 
     way = [("index.html", titles["README.md"]), *((pages[name], titles[name]) for name in pages if name not in prose)]
+    more = [(pages[name], titles[name]) for name in prose if name not in ("README.md", PLAY)]
     files = {"site.css": (here / "site.css").read_bytes()}
+    if PLAY in prose:
+        facts = json.loads((root / "figures" / "play.json").read_text())
+        script = f"const FACTS = {json.dumps(facts)};\n" + (here / "play.js").read_text()
+        files["play.js"] = script.encode()
     for name, document in documents.items():
         page = Path(pages[name])
-        site = {"path": name, "page": page.name, "title": titles[name], "way": way, "repository": address}
+        site = {"path": name, "page": page.name, "title": titles[name], "way": way, "more": more}
+        site |= {"repository": address, "live": LIVE, "play": PLAY in prose}
         keys = {"unique_key": page.stem, "output_files_dir": f"{page.stem}_files", "site": site}
         html, resources = exporter.from_notebook_node(document, keys)
         files |= resources["outputs"]

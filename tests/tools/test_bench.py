@@ -13,8 +13,9 @@ from echo.fast import FASTER
 from echo.sampler import SCHEDULERS
 from echo.spade import Conditioning
 from echo.unet import AttentionBlock
+from tools import bench_cascade
 from tools.bench import AMORTISED, paper_estimate
-from tools.variants import SAMPLING, TRAINING, prepare
+from tools.variants import SAMPLING, TRAINING, Case, prepare
 
 
 @pytest.mark.parametrize("name", ["as published", "ours, PyTorch's GroupNorm", "ours, einsum attention"])
@@ -77,3 +78,18 @@ def test_the_page_says_what_was_measured(file):
         if row["variant"] == "ours":
             assert f"| {row['network']} | {row['step']} step | {row['speedup']:.1f} x |" in table
     assert f"{facts['memory_ratio']:.2f} of" in table
+
+
+def test_the_first_stage_is_compared_with_a_peer_of_its_size():
+    pytest.importorskip("einops")
+    found = {}
+    for name in bench_cascade.NETWORKS:
+        found[name] = bench_cascade.measure_step(Case("compact", 56, 2, 2), name, "channels_last", 0.0)
+        assert found[name]["training"][0] > 0 and found[name]["sampling"][0] > 0
+    _, equal, monai = (found[name]["parameters"] for name in bench_cascade.NETWORKS)
+    assert equal == pytest.approx(monai, rel=0.03)
+
+
+def test_an_image_of_the_cascade_and_a_step_of_the_authors_are_measured():
+    assert bench_cascade.measure_cascade(0.0, batch=1)["image"][0] > 0
+    assert bench_cascade.measure_authors(0.0, quick=True)["step"][0] > 0

@@ -1,4 +1,5 @@
 import base64
+import json
 import re
 import shutil
 from functools import partial
@@ -9,6 +10,7 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -66,13 +68,13 @@ def faults(out: Path) -> list[str]:
                 found.append(f"{name}: no file {path}")
             elif url.fragment and not pages[path].find(id=url.fragment):
                 found.append(f"{name}: no #{url.fragment} in {path}")
-        for tag in soup.select("img, link[href], source, iframe, object, embed"):
-            address = tag.get("src") or tag.get("href") or tag.get("data") or ""
+        for tag in soup.select("img, link[href], source, iframe, object, embed, script[src]"):
+            address = tag.get("src") or tag.get("srcset") or tag.get("href") or tag.get("data") or ""
             if not address.startswith("data:") and not (out / address).is_file():
                 found.append(f"{name}: <{tag.name}> loads {address}")
         needed = ("alt", "width", "height")
         found += [f"{name}: {image['src']} lacks {a}" for image in soup("img") for a in needed if not image.get(a)]
-        found += [f"{name}: a script" for _ in soup("script")]
+        found += [f"{name}: a script" for tag in soup("script") if (name, tag.get("src")) != ("play.html", "play.js")]
         identifiers = [tag["id"] for tag in soup.select("[id]")]
         found += [f"{name}: two of #{i}" for i in {i for i in identifiers if identifiers.count(i) > 1}]
         levels = [int(h.name[1]) for h in soup.select("h1, h2, h3, h4, h5, h6")]
@@ -97,7 +99,9 @@ def test_the_repositorys_own_site_has_no_fault(whole):
     for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
         soup, notebook = page(whole, path.stem + ".html"), nbformat.read(path, as_version=4)
         drawn = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-        assert len(soup.select("main img")) == len(drawn) + 1  # and the picture that the notebook opens with
+        shown = re.findall(r"!\[[^]]+\]\(\.\./figures/", "".join(c.source for c in notebook.cells))
+        assert shown, "no picture that the notebook opens with"
+        assert len(soup.select("main img")) == len(drawn) + len(shown)
         assert soup.find(class_="claim")
         assert not soup.find(string=re.compile(r"\$\$|%\|")), "a formula or a progress bar as text"
     assert len(page(whole, "index.html").select("#read-the-notebooks + ul > li")) == len(list(whole.glob("0*.html")))
@@ -171,12 +175,13 @@ def test_readers_see_no_machinery(tmp_path):
     text = soup.main.get_text()
     assert "BOOTSTRAP" not in text and "%|" not in text and "HBox" not in text
     assert "Controls that move in a running notebook." in text
-    assert soup.find("a", href="https://colab.research.google.com/x").get_text() == "Open In Colab"
+    assert "Colab" not in text, "a badge that leads nowhere yet"
     assert soup.find(id="model-card").name == "h3"
     assert len(soup("img")) == 1 and faults(out) == []
 
 
-def test_links_lead_to_pages_figures_and_the_repository(tmp_path):
+def test_links_lead_to_pages_figures_and_the_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "LIVE", True)
     links = "[n](notebooks/01_try.ipynb#then) [d](data/README.md) [a](notebooks/) [t](pyproject.toml) [f](data)"
     root = repository(tmp_path / "repository", new_markdown_cell("## Then\n\n[r](../README.md)"), readme=links)
     site.build(tmp_path / "out", root)
@@ -189,7 +194,45 @@ def test_links_lead_to_pages_figures_and_the_repository(tmp_path):
         f"{address}/blob/main/pyproject.toml",
         f"{address}/tree/main/data",
     ]
-    assert page(tmp_path / "out").main.find("a", string="r")["href"] == "index.html"
+    soup = page(tmp_path / "out")
+    assert soup.main.find("a", string="r")["href"] == "index.html"
+    assert soup.main.find("a", href="https://colab.research.google.com/x").get_text() == "Open In Colab"
+    assert soup.header.find("a", string="Source")["href"] == address
+
+
+def test_until_the_address_is_live_nothing_leads_there(tmp_path):
+    root = repository(tmp_path / "repository", readme="[t](pyproject.toml) stays as a word")
+    site.build(tmp_path / "out", root)
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "github.com" not in text and "t stays as a word" in page(tmp_path / "out", "index.html").get_text()
+    assert "github.com" not in (tmp_path / "out" / "01_try.html").read_text()
+
+
+def test_every_page_is_in_the_menus_by_its_title(whole):
+    header = page(whole, "index.html").header
+    titles = {link["href"]: link.get_text() for link in header("a")}
+    assert set(titles) == {path.name for path in whole.glob("*.html")}
+    assert titles["00_tour.html"].startswith("00 · ") and len(titles["00_tour.html"]) > 8
+    assert titles["limits.html"] and titles["play.html"] == "Try it"
+
+
+def test_the_set_up_is_folded_and_stays_readable(tmp_path):
+    cells = [
+        new_code_cell("import echo\n\nprint(1)", outputs=[new_output("stream", text="echo 1")]),
+        new_code_cell("draw"),
+    ]
+    site.build(tmp_path / "out", repository(tmp_path / "repository", *cells))
+    soup = page(tmp_path / "out")
+    assert [d.summary.get_text() for d in soup.main("details")] == ["Set-up"]
+    assert "import echo" in soup.main.details.get_text() and "draw" not in soup.main.details.get_text()
+    assert "echo 1" in soup.main.find("pre", class_="output").get_text()
+
+
+def test_a_long_formula_may_break_between_equations_and_before_equals():
+    assert site.pieces(r"a_{x = y} = b = c, \qquad d = \frac{1}{2}") == [
+        ["a_{x = y}", "= b", "= c,"],
+        ["d", r"= \frac{1}{2}"],
+    ]
 
 
 def test_the_site_is_written_whole_or_not_at_all(tmp_path):
@@ -256,6 +299,116 @@ def test_every_page_fits_the_window_and_loads_whole(chromium, served, whole, wid
         assert broken == [] and trouble == [], path.name
         tab.screenshot(path=artefacts / f"site-{path.stem}-{width}-{scheme}.png", full_page=True)
     context.close()
+
+
+PLACES = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
+
+
+@pytest.fixture(params=PLACES, ids=lambda p: f"{p[0]}-{p[1]}")
+def tab(request, chromium, served):
+    """The page "Try it" in a window of that width; what its console says fails the test."""
+    width, scheme = request.param
+    tab, trouble = chromium.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme), []
+    tab.on("console", lambda message: trouble.append(message.text))
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    tab.goto(f"{served}/play.html")
+    yield tab
+    tab.close()
+    assert trouble == []
+
+
+def place(tile) -> str:
+    return tile.evaluate("tile => tile.style.backgroundPosition")
+
+
+@pytest.mark.browser
+def test_try_it(tab):
+    """The loop stops, sliders turn the echo, and the game counts what was right."""
+    loop = tab.locator("#loop img")
+    assert loop.get_attribute("src").endswith("denoising.webp")
+    tab.get_by_role("button", name="Stop").click()
+    assert loop.get_attribute("src").endswith("denoising_last.webp")
+
+    label_map, echo = tab.locator("#walls .tile").all()
+    before = place(label_map), place(echo)
+    wall, noise = tab.locator("#walls input").all()
+    thin = tab.locator("#walls output").first.inner_text()
+    wall.focus()
+    tab.keyboard.press("End")
+    assert float(tab.locator("#walls output").first.inner_text().split()[0]) > float(thin.split()[0])
+    moved = place(label_map), place(echo)
+    assert moved[0] != before[0] and moved[1] != before[1]
+    noise.focus()
+    tab.keyboard.press("ArrowRight")
+    assert place(label_map) == moved[0] and place(echo) != moved[1]
+
+    rounds = len(tab.evaluate("FACTS.pairs.views"))
+    right = 0
+    for done in range(1, rounds + 1):
+        tab.locator("#pairs .choice").first.click()
+        shown = tab.locator("#pairs .choice span").all_inner_texts()
+        assert sorted(shown) == ["painted", "real"]
+        right += shown[0] == "real"
+        said = tab.locator("#pairs [role=status]").inner_text()
+        assert f"{right} of {done} right" in said
+        last = tab.locator("#pairs > button")
+        if last.inner_text() == "Next pair":
+            last.click()
+    assert "Guessing gets" in said
+    last.click()
+    assert tab.locator("#pairs [role=status]").inner_text().startswith(f"Pair 1 of {rounds}")
+
+    names = tab.locator("#cells figcaption")
+    first = names.all_inner_texts()
+    cell = tab.locator("#cells button").first
+    cell.click()
+    assert cell.get_attribute("aria-pressed") == "true"
+    assert tab.locator("#cells [aria-pressed=true]").count() == 1
+    assert tab.locator("#cells [role=status]").inner_text().startswith("real-only, LV endo: its 8 worst frames")
+    assert names.count() == 8 and names.all_inner_texts() != first
+    assert len({place(frame) for frame in tab.locator("#cells .tile").all()}) == 8
+    assert overflow(tab) == []
+
+
+def test_a_cell_opens_the_frames_with_the_lowest_published_dice():
+    facts = json.loads((REPOSITORY / "figures" / "play.json").read_text())["cells"]
+    scores = pd.read_csv(REPOSITORY / "results" / "laptop-phantom" / "scores.csv")
+    scores = scores[scores["processing"] == "raw"]
+    for k, row in enumerate(("real", "synthetic")):
+        for n, structure in enumerate(facts["structures"]):
+            dice = 100 * scores["dice"][(scores["train"] == row) & (scores["structure"] == structure)]
+            assert facts["dice"][k][n] == pytest.approx(dice.mean(), abs=0.051)
+            found = [name.split(", ")[1] for name in facts["frames"][k][n]]
+            assert found == [f"{value:.0f} %" for value in dice.nsmallest(8)]
+
+
+# Of each table that scrolls, scrolled to its end: how far its first column is from its box's left side.
+STUCK = """() => [...document.querySelectorAll(".scroll")].filter(
+    (box) => box.scrollWidth > box.clientWidth && box.querySelector("table")).map((box) => {
+        box.scrollLeft = 1e4;
+        const first = box.querySelector("tbody tr > :first-child").getBoundingClientRect();
+        return first.left - box.getBoundingClientRect().left;
+    })"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_menus_tables_and_set_up(chromium, served, width):
+    tab = chromium.new_page(viewport={"width": width, "height": 844})
+    tab.goto(f"{served}/05_dice_tables.html")
+    tab.locator("header summary", has_text="Notebooks").click()
+    tab.get_by_role("link", name="03 ·").first.wait_for()
+    box = tab.locator("header details[open] ul").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width and overflow(tab) == []
+    tab.screenshot(path=REPOSITORY / "test-artefacts" / f"site-menu-{width}.png")
+    tab.locator("header summary", has_text="Notebooks").click()
+    code = tab.locator(".setup .code")
+    assert not code.is_visible()
+    tab.locator(".setup summary").click()
+    assert code.is_visible()
+    stuck = tab.evaluate(STUCK)
+    assert all(abs(gap) < 1 for gap in stuck) and (stuck or width > 390)
+    tab.close()
 
 
 @pytest.mark.browser
