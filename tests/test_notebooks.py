@@ -20,7 +20,10 @@ from reproduction.runs.table import STAGES
 
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"profile": "laptop", "data": "phantom", "run": "", "seed": 0, "recompute": False}
-OWN_PARAMETERS = {"03_generation": {"checkpoint": ""}}
+OWN_PARAMETERS = {
+    "03_generation": {"checkpoint": ""},
+    "10_another_modality": {"profile": "cpu", "data": "sunnybrook"},
+}
 
 
 @pytest.fixture(params=PATHS, ids=lambda p: p.stem)
@@ -141,7 +144,7 @@ def test_every_figure_has_a_caption(notebook, request):
         if any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
     ]
     for k, caption in enumerate(captions, 1):
-        start = re.match(r"\*\*Figure (\d\.\d+)\.\*\* [^\n]+?\. Notice ", caption)
+        start = re.match(r"\*\*Figure (\d+\.\d+)\.\*\* [^\n]+?\. Notice ", caption)
         assert start and start[1] == f"{number}.{k}", caption
     assert len(captions) == "".join(c.source for c in notebook.cells).count("**Figure ")
 
@@ -188,7 +191,8 @@ def test_suggested_changes_work(path, k, tmp_path):
 
 
 def test_a_released_checkpoint_paints_in_notebook_03(tmp_path):
-    from echo.released import to_released
+    from golden import to_released
+
     from echo.unet import SemanticUNet
 
     torch.manual_seed(0)
