@@ -45,6 +45,8 @@ def read_classes(path: Path, facts: dict) -> Classes:
         faults.append("a dataset.json of nnU-Net's first version: convert it by nnUNetv2_convert_old_nnUNet_dataset")
     elif not isinstance(facts.get("channel_names"), dict) or not facts["channel_names"]:
         faults.append('"channel_names" is missing: such as {"0": "MRI"}')
+    elif len(facts["channel_names"]) not in (1, 3):
+        faults.append(f'"channel_names" has {len(facts["channel_names"])} channels: one, or RGB, is supported')
     if facts.get("file_ending") not in ENDINGS:
         faults.append(f'"file_ending" is {facts.get("file_ending")!r}: supported are {", ".join(ENDINGS)}')
     if not isinstance(said, dict):

@@ -169,6 +169,7 @@ def test_the_digest_is_of_what_is_read(root):
 
 BAD_DATASETS = {
     "another version": ({"channel_names": None, "modality": {"0": "MR"}}, "nnU-Net's first version: convert it"),
+    "two channels": ({"channel_names": {"0": "T1", "1": "T2"}}, '"channel_names" has 2 channels'),
     "no channel": ({"channel_names": None}, '"channel_names" is missing'),
     "ending": ({"file_ending": ".mha"}, "\"file_ending\" is '.mha': supported are .png, "),
     "no labels": ({"labels": None}, '"labels" is missing'),
