@@ -177,6 +177,8 @@ def finish(html: str, source: str, root: Path, files: dict[str, bytes], pages: d
         style.decompose()
     for table in soup("table"):
         del table["border"]
+        for cell in table("td", string=re.compile("±")):
+            cell["class"] = "number"
         table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
     taken = set()
     for heading in soup.select("h1, h2, h3, h4"):

@@ -107,6 +107,13 @@ def test_the_repositorys_own_site_has_no_fault(whole):
     assert len(page(whole, "index.html").select("#read-the-notebooks + ul > li")) == len(list(whole.glob("0*.html")))
 
 
+def test_a_number_and_its_spread_stay_on_one_line(whole):
+    cells = page(whole, "index.html").find_all("td", string=re.compile("±"))
+    assert len(cells) == 15
+    assert all(cell["class"] == ["number"] for cell in cells)
+    assert ".number { white-space: nowrap; }" in (whole / "site.css").read_text()
+
+
 def test_the_checker_sees_faults(tmp_path):
     (tmp_path / "site.css").write_text("body { background: url(https://a.example/b.png) }")
     (tmp_path / "x.html").write_text(
