@@ -15,6 +15,7 @@ synthetic = 255 - real
 
 @pytest.fixture(autouse=True)
 def closed():
+    plt.close("all")  # of another test file
     yield
     assert not plt.get_fignums()  # a figure left open would be shown once more, below the widget
 
