@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= laptop
 DATA ?= phantom
+LOCK ?= requirements.lock
 RUN ?=
 SEED ?= 0
 
@@ -13,10 +14,10 @@ SEED ?= 0
 
 install: $(READY)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --requirement $(LOCK)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -63,8 +64,10 @@ notebooks: $(READY)
 badges: $(READY)
 	$(BIN)/python -m tools.badges
 
-# uv keeps what requirements.lock pins, where it can. torch's own CUDA packages come with torch, where it wants them.
+# uv keeps what requirements.lock pins, where it can. torch's own CUDA packages come with torch, where it wants them. With
+# them and with hashes, the same pins stand in requirements-gpu.lock; torch's builds for a CPU alone have other hashes.
+COMPILE = $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate --no-header --quiet
 lock: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate --no-header \
-		--quiet --output-file requirements.lock
+	$(COMPILE) --output-file requirements.lock
 	sed -i.old -E '/^(nvidia-|cuda-|triton)/d' requirements.lock && rm requirements.lock.old
+	$(COMPILE) --generate-hashes --constraint requirements.lock --output-file requirements-gpu.lock

@@ -14,9 +14,10 @@ from packaging.utils import canonicalize_name
 import echo
 
 
-def locked() -> list[Requirement]:
-    lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+def locked(name: str = "requirements.lock") -> list[Requirement]:
+    """The pins of a lock, without its hashes."""
+    lines = (REPOSITORY / name).read_text().splitlines()
+    return [Requirement(line.removesuffix("\\")) for line in lines if line and not line.startswith(("#", " "))]
 
 
 def project() -> dict:
@@ -37,6 +38,15 @@ def test_lock_pins_within_the_ranges():
         assert spec.operator == "=="
         assert requirement.specifier.contains(spec.version), f"{pin} is outside {requirement}"
     assert not [name for name in pins if re.match("nvidia|cuda|triton", name)]  # torch brings them where it needs them
+
+
+def test_the_lock_for_gpus_has_the_same_pins_with_hashes_and_cuda():
+    pins, more = ({str(r) for r in locked(name)} for name in ("requirements.lock", "requirements-gpu.lock"))
+    assert pins <= more
+    assert {re.match("nvidia|cuda|triton", pin)[0] for pin in more - pins} == {"nvidia", "cuda", "triton"}
+    blocks = re.split(r"^(?=\S)", (REPOSITORY / "requirements-gpu.lock").read_text(), flags=re.M)[1:]
+    assert len(blocks) == len(more)
+    assert not [block for block in blocks if not re.search(r"--hash=sha256:[0-9a-f]{64}\b", block)]
 
 
 def test_this_environment_is_the_locked_one():
