@@ -173,7 +173,7 @@ def _draw_blocks(ax: Axes, blocks: pd.DataFrame, places: dict, width: float, hal
         _write(ax, x + width - 0.07, y, shape, ha="right")
         if attention:
             ax.add_patch(FancyBboxPatch((x + 1.1, y - 0.075), 0.62, 0.15, style, fc="#4D4D4D", ec="none", zorder=4))
-            _write(ax, x + 1.41, y, "attention", color="white", fontsize=7)
+            _write(ax, x + 1.41, y, "attention", color="white")
 
 
 def draw_network(unet: SemanticUNet) -> Figure:
@@ -245,7 +245,7 @@ def draw_network(unet: SemanticUNet) -> Figure:
     for x, y, name in ((start["left"], 0.28, "encoder"), (start["right"], 0.28, "decoder")):
         write(x, y, name, ha="left", weight="bold")
     write(start["left"], route, "middle", ha="left", weight="bold")
-    write(time_line - 0.07, -pitch + 0.15, "skip", ha="right", fontsize=7, color="#4D4D4D")
+    write(time_line - 0.07, -pitch + 0.15, "skip", ha="right", color="#4D4D4D")
     return figure
 
 
