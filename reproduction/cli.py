@@ -299,16 +299,19 @@ def check(
     sheet: Annotated[
         str, typer.Option(help="Contact sheet, without .png; by default NAME_contact_sheet here.", callback=expanded)
     ] = "",
+    profile: ProfileOption = ProfileName.cpu,
     patient_pattern: PatternOption = "",
 ) -> None:
-    """Read a whole dataset: what is in it, with a contact sheet; or every fault, a line each, and exit status 1."""
+    """Read and augment a dataset: what is in it, with a contact sheet; or every fault, and exit status 1."""
+    from echo.config import get_profile
     from reproduction.datasets.nnunet import PATTERN
     from reproduction.datasets.prepare import open_dataset
     from reproduction.runs.check import check as read_all
 
     raw = open_dataset(data, patient_pattern or PATTERN)
     target = Path(sheet)
-    typer.echo("\n".join(read_all(raw, target / f"{raw.root.name}_contact_sheet" if target.is_dir() else target)))
+    target = target / f"{raw.root.name}_contact_sheet" if target.is_dir() else target
+    typer.echo("\n".join(read_all(raw, target, get_profile(profile.value))))
 
 
 @app.command()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.transform import resize
 
 from echo.augment import augment, leak
-from echo.config import SPLITS, Profile
+from echo.config import SPLITS, AugmentationConfig, Profile
 from echo.frames import Frames
 from echo.labels import CAMUS, HEART, Classes, sector_mask, to_sdm
 from echo.progress import tqdm
@@ -43,6 +44,7 @@ def open_data(
     left_out: patients that `prepare` left out (the `left_out` of its data.json), for the stages after it.
     """
     if data == "phantom":
+        refuse_pattern(pattern, data)
         target = folder / f"phantom-{seed}"
         return open_camus(write_phantom(target, profile.phantom_patients, seed, progress=progress))
     return open_dataset(data, pattern).without(left_out)
@@ -53,8 +55,16 @@ def open_dataset(path: str | Path, pattern: str = PATTERN) -> Source:
 
     Faults of lists are kept in its `faults`, to be reported with all others. pattern: of patients (`open_nnunet`).
     """
-    nnunet = is_nnunet(Path(path).expanduser())
-    return open_nnunet(path, pattern) if nnunet else open_camus(path, on_error="report")
+    if is_nnunet(Path(path).expanduser()):
+        return open_nnunet(path, pattern)
+    refuse_pattern(pattern, path)
+    return open_camus(path, on_error="report")
+
+
+def refuse_pattern(pattern: str, data: str | Path) -> None:
+    """Raise ValueError for a pattern of patients that was asked for where it would be ignored."""
+    if pattern != PATTERN:
+        raise ValueError(f"--patient-pattern is for an nnU-Net raw dataset, and {data} is none")
 
 
 def read_frames(
@@ -113,26 +123,32 @@ def _raw_frames(raw: Source, split: str, faults: list[DataError], progress: bool
                 yield patient, frame
 
 
-def augmentation_faults(raw: Source, frames: Frames, profile: Profile) -> list[DataError]:
-    """A fault for each label map that no augmentation keeps: the generation stage would end at it.
+def augmentation_fault(label: NDArray[np.uint8], config: AugmentationConfig, classes: Classes) -> str:
+    """Why no augmentation keeps a label map (S, S), so that the generation stage would end at it; or "".
 
     Only maps with a structure in pieces, of fewer than 100 pixels, or with a gap in the wall are tried. A heart must be
     labelled; of other organs a slice may hold none.
     """
-    faults, classes, heart = [], raw.classes, raw.classes.anatomy == HEART
-    for label, (_, row) in zip(frames.labels, frames.index.iterrows(), strict=True):
-        structures = [label == k for k in range(1, len(classes.names)) if (label == k).any()]
-        pieces = any(ndimage.label(structure, np.ones((3, 3)))[1] > 1 for structure in structures)
-        small = any(structure.sum() < 100 for structure in structures)
-        if not pieces and not small and not (heart and (not structures or leak(label) > 0.05)):
-            continue
-        try:
-            if not structures:
-                raise ValueError("nothing is labelled")
-            augment(label, profile.augmentation, np.random.default_rng(0), classes)
-        except ValueError as error:
-            faults.append(DataError(raw.label_path(*row[raw.key_columns]), str(error), row["patient"]))
-    return faults
+    heart = classes.anatomy == HEART
+    structures = [label == k for k in range(1, len(classes.names)) if (label == k).any()]
+    pieces = any(ndimage.label(structure, np.ones((3, 3)))[1] > 1 for structure in structures)
+    small = any(structure.sum() < 100 for structure in structures)
+    if not pieces and not small and not (heart and (not structures or leak(label) > 0.05)):
+        return ""
+    if not structures:
+        return "nothing is labelled"
+    try:
+        augment(label, config, np.random.default_rng(0), classes)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def augmentation_faults(raw: Source, frames: Frames, profile: Profile) -> list[DataError]:
+    """A fault for each of some prepared frames with an `augmentation_fault`."""
+    reasons = [augmentation_fault(label, profile.augmentation, raw.classes) for label in frames.labels]
+    rows = zip(reasons, frames.index.iterrows(), strict=True)
+    return [DataError(raw.label_path(*row[raw.key_columns]), why, row["patient"]) for why, (_, row) in rows if why]
 
 
 def doubts(frames: Frames) -> list[str]:

@@ -5,17 +5,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from echo.config import SPLITS
+from echo.config import SPLITS, Profile
 from echo.progress import tqdm
 from reproduction.datasets.errors import DataError, DataFaults
-from reproduction.datasets.prepare import Source
+from reproduction.datasets.prepare import Source, augmentation_fault
 from reproduction.plots import echoes
 
 SHOWN = 8  # frames of each split on the contact sheet
 
 
-def check(raw: Source, sheet: Path) -> list[str]:
+def check(raw: Source, sheet: Path, profile: Profile) -> list[str]:
     """Read every frame: lines on what there is to see, and a contact sheet (`sheet`.png and .pdf).
+
+    Label maps of training and validation, for which images are painted, are augmented at the profile's size too.
 
     Raises:
         DataFaults: with all faults, if there is any.
@@ -36,6 +38,9 @@ def check(raw: Source, sheet: Path) -> list[str]:
             except DataError as error:
                 faults.append(error)
                 continue
+            label = frame.resized(profile.image_size).label
+            if split != "testing" and (why := augmentation_fault(label, profile.augmentation, raw.classes)):
+                faults.append(DataError(raw.label_path(*key), f"at {profile.image_size} pixels, {why}", key[0]))
             rows.append({"split": split} | facts_of(frame, len(raw.classes.names)))
             if k in chosen:
                 shown.append(frame)

@@ -6,6 +6,7 @@ from made_sets import made_set
 from skimage.io import imread, imsave
 from typer.testing import CliRunner
 
+from echo.config import get_profile
 from reproduction.cli import app
 from reproduction.datasets.errors import DataFaults
 from reproduction.datasets.prepare import open_dataset
@@ -43,7 +44,7 @@ def test_every_fault_is_told_at_once(tmp_path):
     imsave(root / "imagesTs" / "p07_1_0000.png", np.zeros((48, 40), np.uint8), check_contrast=False)
     (root / "labelsTr" / "p06_0.png").unlink()
     with pytest.raises(DataFaults) as raised:
-        check(open_dataset(root), tmp_path / "sheet")
+        check(open_dataset(root), tmp_path / "sheet", get_profile("smoke"))
     lines = str(raised.value).splitlines()
     assert lines[0].endswith("3 faults in 3 patient(s)")
     assert [line.split(": ")[1] for line in lines[1:]] == ["p01", "p06", "p07"]
@@ -54,7 +55,7 @@ def test_every_fault_is_told_at_once(tmp_path):
 
 
 def test_the_phantom_has_a_sector_conditions_and_unions(phantom, tmp_path):
-    said = "\n".join(check(phantom, tmp_path / "sheet"))
+    said = "\n".join(check(phantom, tmp_path / "sheet", get_profile("smoke")))
     assert "5 patients, 20 frames" in said
     assert "condition 4CH ES: 5 frames" in said
     assert "structure LV epi: classes 1, 2" in said
@@ -65,3 +66,26 @@ def test_neither_layout_is_told(tmp_path):
     done = CliRunner().invoke(app, ["check", str(tmp_path)])
     assert done.exit_code == 1
     assert "no CAMUS here, no folder is named patientXXXX, and no dataset.json of nnU-Net" in done.output
+
+
+def test_label_maps_that_no_augmentation_keeps_are_found(tmp_path):
+    """Specks of one pixel at the profile's size."""
+    root = made_set(tmp_path / "made")
+    specks = np.zeros((32, 32), np.uint8)
+    specks[4:28:4, 4:28:4] = 1
+    specks = np.kron(specks, np.ones((2, 2), np.uint8))
+    for part, name in (("Tr", "p01_0"), ("Ts", "p07_1")):
+        imsave(root / f"labels{part}" / f"{name}.png", specks, check_contrast=False)
+        imsave(root / f"images{part}" / f"{name}_0000.png", 60 + 90 * specks)
+    done = CliRunner().invoke(app, ["check", str(root), "--profile", "smoke"])
+    assert done.exit_code == 1
+    assert "1 fault in 1 patient(s)" in done.output  # no image is painted for a test patient's map
+    assert "labelsTr/p01_0.png: p01: at 32 pixels, no plausible augmentation in 50 draws: " in done.output
+
+
+def test_a_pattern_that_would_be_ignored_is_refused(phantom):
+    for data in (str(phantom.root), "phantom"):
+        words = ["check", data] if data != "phantom" else ["reproduce", "--profile", "smoke", "--only", "data"]
+        done = CliRunner().invoke(app, [*words, "--patient-pattern", "$"])
+        assert done.exit_code == 1
+        assert f"--patient-pattern is for an nnU-Net raw dataset, and {data} is none" in done.output
