@@ -29,6 +29,7 @@ from reproduction.runs.options import (
     expanded,
     here,
     parse_shard,
+    refuse,
 )
 from reproduction.runs.table import STAGES, STUDIES
 
@@ -162,6 +163,7 @@ def trace(
 
 @app.command()
 def generate(
+    context: typer.Context,
     directory: Annotated[
         Path | None,
         typer.Argument(help="With --pretrained: the folder of the new dataset.", show_default=False, parser=here),
@@ -201,6 +203,7 @@ def generate(
     from reproduction.runs.run import open_run
 
     if pretrained:
+        refuse(context, ("profile", "data", "run", "shard"), "--pretrained paints without a run, by its own weights")
         paint_without_data(pretrained, directory, images or 100, seed)
         return
     if directory:
@@ -208,6 +211,7 @@ def generate(
     k, n = parse_shard(shard) if shard else launched() or (0, 1)
     opened = open_run(profile.value, data, run, seed, recompute=True)
     folder = opened.folder("generation")
+    stages.check_needs(opened, "generation")
     if images:
         folder = opened.root / f"synthetic-{images}"
         changed = replace(opened.profile, generation=replace(opened.profile.generation, images=images))

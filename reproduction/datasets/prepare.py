@@ -43,6 +43,7 @@ def open_data(
     left_out: patients that `prepare` left out (the `left_out` of its data.json), for the stages after it.
     """
     if data == "phantom":
+        need_pattern(pattern, False)
         target = folder / f"phantom-{seed}"
         return open_camus(write_phantom(target, profile.phantom_patients, seed, progress=progress))
     return open_dataset(data, pattern).without(left_out)
@@ -54,7 +55,16 @@ def open_dataset(path: str | Path, pattern: str = PATTERN) -> Source:
     Faults of lists are kept in its `faults`, to be reported with all others. pattern: of patients (`open_nnunet`).
     """
     nnunet = is_nnunet(Path(path).expanduser())
+    need_pattern(pattern, nnunet)
     return open_nnunet(path, pattern) if nnunet else open_camus(path, on_error="report")
+
+
+def need_pattern(pattern: str, nnunet: bool) -> None:
+    """Raise ValueError where a pattern of patients was given that would change nothing."""
+    if pattern != PATTERN and not nnunet:
+        raise ValueError(
+            "--patient-pattern is for nnU-Net datasets: CAMUS and the phantom have a folder for each patient"
+        )
 
 
 def read_frames(
