@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +28,27 @@ def need_checkout() -> None:
                 f"{path.name} is not installed with the package: run this in a clone of {ADDRESS}, after "
                 "`pip install --editable .`"
             )
+
+
+@contextmanager
+def alone(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the file `lock` within this block, so that no second process does the same work; its folder is made.
+
+    Raises:
+        ValueError: with the message `busy`, when another process holds it; this one does not wait.
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, blocking=False)
+    try:
+        held.acquire()
+    except Timeout:
+        raise ValueError(busy) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 @cache

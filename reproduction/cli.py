@@ -29,6 +29,7 @@ from reproduction.runs.options import (
     expanded,
     here,
     parse_shard,
+    refuse,
 )
 from reproduction.runs.table import STAGES, STUDIES
 
@@ -162,6 +163,7 @@ def trace(
 
 @app.command()
 def generate(
+    context: typer.Context,
     directory: Annotated[
         Path | None,
         typer.Argument(help="With --pretrained: the folder of the new dataset.", show_default=False, parser=here),
@@ -201,6 +203,7 @@ def generate(
     from reproduction.runs.run import open_run
 
     if pretrained:
+        refuse(context, ("profile", "data", "run", "shard"), "--pretrained paints without a run, by its own weights")
         paint_without_data(pretrained, directory, images or 100, seed)
         return
     if directory:
@@ -208,6 +211,7 @@ def generate(
     k, n = parse_shard(shard) if shard else launched() or (0, 1)
     opened = open_run(profile.value, data, run, seed, recompute=True)
     folder = opened.folder("generation")
+    stages.check_needs(opened, "generation")
     if images:
         folder = opened.root / f"synthetic-{images}"
         changed = replace(opened.profile, generation=replace(opened.profile.generation, images=images))
@@ -296,16 +300,13 @@ def publish(run: RunArgument) -> None:
 @app.command()
 def check(
     data: Annotated[Path, typer.Argument(help="The folder of a dataset.", parser=here)],
-    sheet: Annotated[
-        str, typer.Option(help="Contact sheet, without .png; by default NAME_contact_sheet here.", callback=expanded)
-    ] = "",
+    sheet: Annotated[str, typer.Option(help="Contact sheet; by default NAME_contact_sheet.", callback=expanded)] = "",
     profile: ProfileOption = ProfileName.cpu,
     patient_pattern: PatternOption = "",
 ) -> None:
     """Read and augment a dataset: what is in it, with a contact sheet; or every fault, and exit status 1."""
     from echo.config import get_profile
-    from reproduction.datasets.nnunet import PATTERN
-    from reproduction.datasets.prepare import open_dataset
+    from reproduction.datasets.prepare import PATTERN, open_dataset
     from reproduction.runs.check import check as read_all
 
     raw = open_dataset(data, patient_pattern or PATTERN)

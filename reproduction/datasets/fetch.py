@@ -15,6 +15,7 @@ import requests
 
 from echo.config import SPLITS
 from echo.progress import tqdm
+from reproduction import alone
 from reproduction.datasets.camus import Camus, open_camus
 
 # The Human Heart Project's Girder server. It makes the zip of a folder on the fly: no checksum, no length.
@@ -87,20 +88,21 @@ def get(url: str, target: Path, md5: str | None = None, unzip: bool = False) -> 
     Raises:
         FileNotFoundError: where the address has no such file.
         ConnectionError: when RETRIES + 1 attempts fail; another call goes on from there.
-        ValueError: for a wrong checksum, and as `unpack`.
+        ValueError: for a wrong checksum, when another process downloads to the same folder, and as `unpack`.
     """
     if target.is_dir() if unzip else target.is_file() and pooch.file_hash(str(target), alg="md5") == md5:
         return
     name, work = target.name + ".zip" * unzip, target.parent / "download.part"
     source = pooch.create(work, "", registry={name: md5 and f"md5:{md5}"}, urls={name: url}, retry_if_failed=RETRIES)
-    try:
-        source.fetch(name, downloader=resuming)
-        unpack(work / name, target) if unzip else (work / name).replace(target)
-    except requests.RequestException as error:
-        raise ConnectionError(f"{url}: {error}; the same command goes on from here") from None
-    finally:
-        if not list(work.glob("*.part")):
-            shutil.rmtree(work, ignore_errors=True)
+    with alone(work / ".lock", f"{target.parent}: another process downloads to this folder: wait for it"):
+        try:
+            source.fetch(name, downloader=resuming)
+            unpack(work / name, target) if unzip else (work / name).replace(target)
+        except requests.RequestException as error:
+            raise ConnectionError(f"{url}: {error}; the same command goes on from here") from None
+        finally:
+            if not list(work.glob("*.part")):
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def fetch_camus(folder: Path, url: str = CAMUS_URL) -> Camus:

@@ -44,7 +44,7 @@ def open_data(
     left_out: patients that `prepare` left out (the `left_out` of its data.json), for the stages after it.
     """
     if data == "phantom":
-        refuse_pattern(pattern, data)
+        need_pattern(pattern, False)
         target = folder / f"phantom-{seed}"
         return open_camus(write_phantom(target, profile.phantom_patients, seed, progress=progress))
     return open_dataset(data, pattern).without(left_out)
@@ -55,16 +55,17 @@ def open_dataset(path: str | Path, pattern: str = PATTERN) -> Source:
 
     Faults of lists are kept in its `faults`, to be reported with all others. pattern: of patients (`open_nnunet`).
     """
-    if is_nnunet(Path(path).expanduser()):
-        return open_nnunet(path, pattern)
-    refuse_pattern(pattern, path)
-    return open_camus(path, on_error="report")
+    nnunet = is_nnunet(Path(path).expanduser())
+    need_pattern(pattern, nnunet)
+    return open_nnunet(path, pattern) if nnunet else open_camus(path, on_error="report")
 
 
-def refuse_pattern(pattern: str, data: str | Path) -> None:
-    """Raise ValueError for a pattern of patients that was asked for where it would be ignored."""
-    if pattern != PATTERN:
-        raise ValueError(f"--patient-pattern is for an nnU-Net raw dataset, and {data} is none")
+def need_pattern(pattern: str, nnunet: bool) -> None:
+    """Raise ValueError where a pattern of patients was given that would change nothing."""
+    if pattern != PATTERN and not nnunet:
+        raise ValueError(
+            "--patient-pattern is for nnU-Net datasets: CAMUS and the phantom have a folder for each patient"
+        )
 
 
 def read_frames(

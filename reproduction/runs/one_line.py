@@ -20,6 +20,8 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         leave(f"interrupted{f': {stopped}' if str(stopped) else ''}; the same command goes on from here", 130)
     except Exception as error:
+        if interrupted(error):
+            leave("interrupted; the same command goes on from here", 130)
         if type(error).__module__.partition(".")[0] in ("typer", "click"):  # its own: help, a wrong option, an exit
             raise
         if os.environ.get(DEBUG):
@@ -29,6 +31,13 @@ def plain_errors() -> Iterator[None]:
         if not isinstance(error, EXPECTED) and type(error).__name__ != "NotebookError":
             line = f"{type(error).__name__}: {line} (a traceback with --debug)"
         leave(f"error: {line}", 1)
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an interruption is behind an error: compiled modules that are loading turn it into an ImportError."""
+    return isinstance(error, KeyboardInterrupt) or (
+        error is not None and interrupted(error.__cause__ or error.__context__)
+    )
 
 
 def leave(line: str, status: int) -> None:

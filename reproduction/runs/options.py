@@ -1,5 +1,6 @@
 """The options that several commands share."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,13 @@ def dataset(text: str) -> str:
     """The same, where a path may be "phantom", and must not be empty."""
     here(text)
     return expanded(text)
+
+
+def refuse(context: typer.Context, names: Collection[str], reason: str) -> None:
+    """Refuse options that were given on the command line and would change nothing."""
+    given = [name for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if given:
+        raise ValueError(f"--{given[0]}: {reason}")
 
 
 def parse_shard(shard: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 
 from echo.resume import atomic, read_csv, write_csv, write_text
-from reproduction import FIGURES, PAGES, RESULTS
+from reproduction import FIGURES, PAGES, RESULTS, alone
 from reproduction.evaluation import tables
 from reproduction.evaluation.tables import markdown
 from reproduction.runs.inputs import is_done
@@ -80,22 +80,29 @@ def publish(root: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: when the run's tables are not finished; nothing is copied then.
+        ValueError: when another process publishes a run.
     """
     copies, folder = published_files(root), root / STAGES["tables"].folder
     if not is_done(folder) or folder / "dice.csv" not in copies:
         raise FileNotFoundError(f"{root}: the tables are not finished, there is nothing to publish")
-    for source, copy in copies.items():
-        with atomic(copy) as temporary:
-            if source.suffix == ".safetensors":  # half precision: half the size, and the same to look at
-                tensors = load_file(source)
-                save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
-            else:
-                shutil.copyfile(source, temporary)
-    if (root / LEDGER).exists():
-        ledgers = [read_csv(folder / LEDGER, dtype=str) for folder in (RESULTS, root) if (folder / LEDGER).exists()]
-        write_csv(RESULTS / LEDGER, pd.concat(ledgers).drop_duplicates())
-    write_pages(PAGES, RESULTS / root.name)
+    with alone(RESULTS / ".lock", f"{RESULTS}: another process publishes a run: wait"):  # they share ledger and pages
+        for source, copy in copies.items():
+            with atomic(copy) as temporary:
+                copy_published(source, temporary)
+        if (root / LEDGER).exists():
+            ledgers = [read_csv(path / LEDGER, dtype=str) for path in (RESULTS, root) if (path / LEDGER).exists()]
+            write_csv(RESULTS / LEDGER, pd.concat(ledgers).drop_duplicates())
+        write_pages(PAGES, RESULTS / root.name)
     return sorted(copies.values())
+
+
+def copy_published(source: Path, copy: Path) -> None:
+    """Copy a file; weights in half precision: half the size, and the same to look at."""
+    if source.suffix == ".safetensors":
+        tensors = load_file(source)
+        save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, copy)
+    else:
+        shutil.copyfile(source, copy)
 
 
 def check_set(folder: Path, names: list[str], sample: int, seed: int) -> list[str]:

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from matplotlib.figure import Figure
 
 from echo.config import Profile, get_profile
@@ -16,7 +16,7 @@ from echo.device import launched
 from echo.frames import Frames
 from echo.labels import Classes
 from echo.resume import DamagedFile, digest, read_csv, read_json, whole, write_json
-from reproduction import REPOSITORY, RESULTS, writable
+from reproduction import REPOSITORY, RESULTS, alone, writable
 from reproduction.datasets import prepare
 from reproduction.datasets.nnunet import PATTERN
 from reproduction.plots import echoes
@@ -26,6 +26,7 @@ from reproduction.runs.table import STAGES
 from reproduction.synthesis import synthetic_set
 
 KIND = "echo-from-noise run"
+WAIT = "wait, or choose another --run"
 DEMO_PATIENTS = {"training": 16, "validation": 4, "testing": 6}
 
 
@@ -206,16 +207,25 @@ def one_command(run: Run) -> Iterator[None]:
     if (launched() or (0, 1))[0]:
         yield
         return
-    run.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.root / ".command.lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"{run.root}: another command works on this run: wait, or choose another --run") from None
-    try:
+    with alone(run.root / ".command.lock", f"{run.root}: another command works on this run: {WAIT}"):
         yield
-    finally:
-        lock.release()
+
+
+@contextmanager
+def one_worker(run: Run, name: str) -> Iterator[None]:
+    """A lock on a stage, which does not wait: a command, and a notebook that somebody works in, never do the same.
+
+    None is held by ranks but the first, nor where processes share the work (`paint_set` has a lock for each shard), nor
+    where only an extract is shown.
+
+    Raises:
+        ValueError: when another process works on the stage.
+    """
+    if run.recompute and not STAGES[name].product and (launched() or (0, 1))[0] == 0:
+        with alone(run.root / f".{name}.lock", f"{run.root}: another process works on stage {name}: {WAIT}"):
+            yield
+    else:
+        yield
 
 
 def run_of_set(folder: Path) -> Run:

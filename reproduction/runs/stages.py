@@ -22,12 +22,13 @@ from echo.device import get_device, launched, peak_memory_gb, training_processes
 from echo.frames import Frames
 from echo.resume import read_csv, read_json, write_csv, write_json
 from echo.threads import USED
+from reproduction import alone
 from reproduction.datasets import prepare
 from reproduction.evaluation import tables
 from reproduction.runs import trainings
-from reproduction.runs.inputs import SKIP_BAD, begin, compare, finish, is_done, recorded
+from reproduction.runs.inputs import SKIP_BAD, OtherInputs, begin, compare, finish, is_done, recorded, refusal
 from reproduction.runs.manifest import enter_ledger, enter_manifest
-from reproduction.runs.run import Run, inputs_of, old_digest, one_at_a_time, run_of_set
+from reproduction.runs.run import WAIT, Run, inputs_of, is_current, old_digest, one_at_a_time, one_worker, run_of_set
 from reproduction.runs.table import STAGES
 from reproduction.studies import editing, grid, quality, samplers
 from reproduction.synthesis import cards, generate, synthetic_set
@@ -46,14 +47,29 @@ def begin_stage(run: Run, name: str, by: Callable = begin) -> bool:
     return by(run.folder(name), inputs_of(run, name), old, STAGES[name].has_parts, disposable)
 
 
+def check_needs(run: Run, name: str) -> None:
+    """Stop where a finished stage before this one has other data or settings, which would be taken over unseen.
+
+    Raises:
+        OtherInputs: naming what differs.
+    """
+    for needed in STAGES[name].needs:
+        folder = run.folder(needed)  # one that has parts keeps those that it has, whatever its settings are now
+        if is_done(folder) and not STAGES[needed].has_parts and not is_current(run, needed):
+            raise OtherInputs(refusal(folder, recorded(folder)[1], inputs_of(run, needed)))
+
+
 def check_stage(run: Run, name: str) -> None:
     """Stop before any work where a stage before this one is missing, or what is there was made from other inputs.
 
     Raises:
         FileNotFoundError: naming the missing stage.
         OtherInputs: naming what differs; with ECHO_FRESH the old stage is moved aside instead.
+        ValueError: when another process works on the stage.
     """
-    begin_stage(run, name, compare)
+    check_needs(run, name)
+    with one_worker(run, name):
+        begin_stage(run, name, compare)
 
 
 @contextmanager
@@ -66,26 +82,27 @@ def stage(run: Run, name: str) -> Iterator[bool]:
     product, folder = STAGES[name].product, run.folder(name)
     is_main = bool(product) or (launched() or (0, 1))[0] == 0
     clock = time.perf_counter()  # the phantom is made while the data stage asks for its inputs
-    with one_at_a_time(run):
-        work = begin_stage(run, name)
-    if not work:
-        yield False
-        return
-    if STAGES[name].scores_test and is_main:
-        enter_ledger(run.root, name)
-    USED.clear()
-    try:
-        yield True
-        if is_main and (folder / product).exists():
-            finish(folder)
-    finally:
-        if is_main:
-            facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
-            if USED:  # of CPU threads, by the trainings of this stage; the last digits depend on it
-                facts["threads"] = sorted(USED)
-            facts["peak_memory_gb"] = round(peak_memory_gb(get_device()), 2)
-            with one_at_a_time(run):
-                enter_manifest(folder.parent, run.profile, run.seed, name, facts)
+    with one_worker(run, name):
+        with one_at_a_time(run):
+            work = begin_stage(run, name)
+        if not work:
+            yield False
+            return
+        if STAGES[name].scores_test and is_main:
+            enter_ledger(run.root, name)
+        USED.clear()
+        try:
+            yield True
+            if is_main and (folder / product).exists():
+                finish(folder)
+        finally:
+            if is_main:
+                facts = {"seconds": round(time.perf_counter() - clock, 1), "finished": is_done(folder)}
+                if USED:  # of CPU threads, by the trainings of this stage; the last digits depend on it
+                    facts["threads"] = sorted(USED)
+                facts["peak_memory_gb"] = round(peak_memory_gb(get_device()), 2)
+                with one_at_a_time(run):
+                    enter_manifest(folder.parent, run.profile, run.seed, name, facts)
 
 
 def work_of(name: str) -> Callable[[Callable], Callable]:
@@ -149,9 +166,11 @@ def generation_stage(run: Run, shard: tuple[int, int] = (0, 1)) -> None:
 
 def paint_set(run: Run, folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
     """Generate a set by the run's diffusion model in `folder`, or a shard of it; a whole set gets its cards."""
-    frames = data_stage(run)
-    if generate.generate(run.folder("diffusion"), *frames, run.profile, folder, run.seed, shard) is not None:
-        cards.write_cards(folder, run.root)
+    frames, (k, n) = data_stage(run), shard
+    lock = folder.with_name(f".{folder.name}-{k}-of-{n}.lock")
+    with alone(lock, f"{folder}: another process paints {'this set' if n == 1 else f'shard {k}/{n}'}: {WAIT}"):
+        if generate.generate(run.folder("diffusion"), *frames, run.profile, folder, run.seed, shard) is not None:
+            cards.write_cards(folder, run.root)
 
 
 def score_fidelity(folder: Path) -> pd.DataFrame:
@@ -163,9 +182,10 @@ def score_fidelity(folder: Path) -> pd.DataFrame:
     inputs, _ = recorded(run.folder("segmentation"))
     if file.exists() and marker.exists() and read_json(marker) == inputs:
         return read_csv(file)
-    table = quality.label_fidelity(folder, load_segmenter(run, "real"))
-    write_json(marker, inputs)
-    cards.write_cards(folder, run.root)
+    with alone(folder.with_name(f".{folder.name}-fidelity.lock"), f"{folder}: another process scores this set: wait"):
+        table = quality.label_fidelity(folder, load_segmenter(run, "real"))
+        write_json(marker, inputs)
+        cards.write_cards(folder, run.root)
     return table
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY
 from typer.testing import CliRunner
 
+from reproduction import alone
 from reproduction.cli import app
 from reproduction.datasets import fetch
 from reproduction.datasets.camus import open_camus
@@ -124,7 +125,7 @@ def run(*words) -> tuple[int, str]:
 
 
 def left_in(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 def test_camus_arrives_and_every_frame_is_opened(camus_server, phantom, tmp_path):
@@ -203,6 +204,13 @@ def test_a_partial_file_of_something_else_is_not_gone_on_with(camus_server, phan
     part.write_bytes(bytes(len(camus_server.files[NIFTI])))  # its length: the server answers 416
     fetch.fetch_camus(tmp_path, camus_server.url)
     assert open_camus(tmp_path).digest() == phantom.digest()
+
+
+def test_two_downloads_never_write_one_file(camus_server, tmp_path):
+    with alone(tmp_path / "download.part" / ".lock", "busy"):
+        code, output = run("camus", tmp_path, "--accept-license", "--url", camus_server.url)
+    assert (code, camus_server.asked) == (1, [])
+    assert f"{tmp_path}: another process downloads to this folder: wait for it" in output
 
 
 def test_a_login_page_is_named(camus_server, tmp_path):

@@ -81,11 +81,3 @@ def test_label_maps_that_no_augmentation_keeps_are_found(tmp_path):
     assert done.exit_code == 1
     assert "1 fault in 1 patient(s)" in done.output  # no image is painted for a test patient's map
     assert "labelsTr/p01_0.png: p01: at 32 pixels, no plausible augmentation in 50 draws: " in done.output
-
-
-def test_a_pattern_that_would_be_ignored_is_refused(phantom):
-    for data in (str(phantom.root), "phantom"):
-        words = ["check", data] if data != "phantom" else ["reproduce", "--profile", "smoke", "--only", "data"]
-        done = CliRunner().invoke(app, [*words, "--patient-pattern", "$"])
-        assert done.exit_code == 1
-        assert f"--patient-pattern is for an nnU-Net raw dataset, and {data} is none" in done.output

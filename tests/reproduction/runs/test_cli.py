@@ -1,10 +1,14 @@
 """The command line: every error is one line, a traceback is asked for; paths with ~; nothing empty is a success."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from made_sets import made_set
 from typer.testing import CliRunner
 
@@ -48,14 +52,26 @@ def test_every_error_is_one_line(error, line, monkeypatch, tmp_path):
     assert done.stderr.splitlines()[-1] == line
 
 
-def test_an_interruption_is_one_line(monkeypatch, tmp_path):
+@pytest.mark.parametrize("behind", [None, ImportError("initialization failed"), RuntimeError("generator raised")])
+def test_an_interruption_is_one_line(behind, monkeypatch, tmp_path):
     def stops(_run: Path):
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stopped:
+            raise behind or stopped from stopped  # compiled modules that are loading raise another error
 
     monkeypatch.setattr(status, "status", stops)
     done = invoke("status", tmp_path)
     assert done.exit_code == 130
     assert done.stderr.splitlines() == ["interrupted; the same command goes on from here"]
+
+
+def test_an_interruption_while_the_command_line_loads_has_no_traceback(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    command = [sys.executable, "-m", "echo", "status", "run"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 TILDE = ["status {}", "publish {}", "fidelity {}", "verify {}", "export {} new", "generate --pretrained camus {}"]
@@ -138,6 +154,24 @@ def test_a_folder_that_a_command_would_not_use_is_refused(tmp_path):
     assert f"{tmp_path / 'set'}: a folder is for --pretrained" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--profile smoke", "--data phantom", "--run run", "--shard 0/2"])
+def test_painting_without_a_run_takes_no_option_of_a_run(option, tmp_path):
+    done = invoke("generate", "--pretrained", "camus", tmp_path / "set", *option.split())
+    assert (done.exit_code, list(tmp_path.iterdir())) == (1, [])
+    name = option.split()[0]
+    assert done.stderr == f"error: {name}: --pretrained paints without a run, by its own weights\n"
+
+
+@pytest.mark.parametrize("command", ["train --data phantom", "train --data {}", "check {}"])
+def test_a_pattern_that_would_change_nothing_is_refused(command, phantom, tmp_path):
+    words = command.format(phantom.root).split()
+    run = [] if words[0] == "check" else ["--profile", "smoke", "--run", tmp_path / "run"]
+    done = invoke(*words, *run, "--patient-pattern", "_[0-9]$")
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --patient-pattern is for nnU-Net datasets")
+
+
 @pytest.mark.parametrize("sheet", ["", ".", "sheets", "sheets/mine"])
 def test_a_contact_sheet_goes_into_a_folder_that_is_there(sheet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -170,6 +204,9 @@ def test_nothing_to_publish_is_an_error(tmp_path, monkeypatch):
     (root / "tables" / "done").touch()
     assert "nothing to publish" in invoke("publish", root).stderr
     assert not (tmp_path / "RESULTS").exists()
+    (root / "tables" / "dice.csv").touch()
+    with reproduction.alone(tmp_path / "RESULTS" / ".lock", "busy"):
+        assert "RESULTS: another process publishes a run: wait" in invoke("publish", root).stderr
 
 
 def test_an_empty_export_is_an_error(tmp_path):

@@ -19,9 +19,9 @@ from reproduction.cli import app
 from reproduction.datasets.phantom import write_phantom
 from reproduction.runs import run as runs
 from reproduction.runs import stages
-from reproduction.runs.inputs import finish, recorded
+from reproduction.runs.inputs import OtherInputs, finish, is_done, recorded
 from reproduction.runs.manifest import enter_manifest, read_manifest
-from reproduction.runs.run import inputs_of, is_current, old_digest, one_command, open_run
+from reproduction.runs.run import inputs_of, is_current, old_digest, one_command, one_worker, open_run
 from reproduction.runs.table import PIPELINE, STAGES, STUDIES
 
 
@@ -149,6 +149,57 @@ def test_the_second_command_on_a_run_says_so(tmp_path):
         ]
     with one_command(run):
         pass
+
+
+def test_two_processes_never_work_on_one_stage(tmp_path, monkeypatch):
+    run = opened(tmp_path / "run")
+    busy = f"{run.root}: another process works on stage diffusion"
+    with one_command(run), one_worker(run, "diffusion"):  # a command, and its notebook
+        for begins in (stages.check_stage, lambda *known: stages.stage(*known).__enter__()):
+            with pytest.raises(ValueError, match=busy):
+                begins(run, "diffusion")
+        with one_worker(run, "samplers"), one_worker(replace(run, root=tmp_path / "other"), "diffusion"):
+            pass
+        with one_worker(run, "generation"), one_worker(run, "generation"):  # its shards have a lock each
+            pass
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with one_worker(run, "diffusion"):
+            pass
+    shown = replace(run, root=tmp_path / "extract", recompute=False)
+    with one_worker(shown, "samplers"):
+        assert not shown.root.exists()
+
+
+@pytest.mark.parametrize(("shard", "named"), [((0, 1), "paints this set"), ((1, 3), "paints shard 1/3")])
+def test_two_processes_never_paint_the_same_images(shard, named, tmp_path, monkeypatch):
+    run, painted = opened(tmp_path / "run"), []
+    monkeypatch.setattr(stages, "data_stage", lambda _run: (None, None))
+    monkeypatch.setattr(stages.generate, "generate", lambda *known: painted.append(known[-1]))
+    lock = run.root / ".synthetic-{}-of-{}.lock".format(*shard)
+    with reproduction.alone(lock, "busy"):
+        with pytest.raises(ValueError, match=f"synthetic: another process {named}"):
+            stages.paint_set(run, run.folder("generation"), shard)
+        stages.paint_set(run, run.folder("generation"), (0, 3))  # another shard
+        stages.paint_set(run, run.root / "synthetic-4", shard)  # another set
+    assert painted == [(0, 3), shard]
+
+
+def test_what_a_stage_takes_over_is_of_its_data_and_settings(tmp_path, data):
+    run = opened(tmp_path / "run", data)
+    finished_until(run, "samplers")
+    stages.check_needs(run, "samplers")
+    wider = replace(SMOKE, unet=replace(SMOKE.unet, model_channels=64))
+    for other, named in (
+        (replace(run, data="phantom"), "dataset: made from inputs that differ"),
+        (replace(run, profile=wider), r"diffusion: made from .* \(unet.model_channels 16, now 64\)"),
+        (replace(run, seed=1), r"diffusion: made from inputs that differ \(seed 0, now 1\)"),
+    ):
+        with pytest.raises(OtherInputs, match=named):
+            stages.check_stage(other, "samplers")
+        assert is_done(run.folder("diffusion"))
+    more = replace(SMOKE, generators=2)  # trainings are added to a stage that has parts
+    stages.check_needs(replace(run, profile=more), "samplers")
 
 
 def test_ranks_of_one_training_do_not_exclude_each_other(tmp_path, monkeypatch):
