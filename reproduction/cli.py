@@ -304,6 +304,7 @@ def check(
         str, typer.Option(help="Contact sheet, without .png; by default NAME_contact_sheet here.", callback=expanded)
     ] = "",
     patient_pattern: PatternOption = "",
+    profile: ProfileOption = ProfileName.cpu,
 ) -> None:
     """Read a whole dataset: what is in it, with a contact sheet; or every fault, a line each, and exit status 1."""
     from reproduction.datasets.nnunet import PATTERN
@@ -311,8 +312,7 @@ def check(
     from reproduction.runs.check import check as read_all
 
     raw = open_dataset(data, patient_pattern or PATTERN)
-    target = Path(sheet)
-    typer.echo("\n".join(read_all(raw, target / f"{raw.root.name}_contact_sheet" if target.is_dir() else target)))
+    typer.echo("\n".join(read_all(raw, Path(sheet), profile.value)))
 
 
 @app.command()

@@ -124,25 +124,33 @@ def _raw_frames(raw: Source, split: str, faults: list[DataError], progress: bool
 
 
 def augmentation_faults(raw: Source, frames: Frames, profile: Profile) -> list[DataError]:
-    """A fault for each label map that no augmentation keeps: the generation stage would end at it.
+    """A fault for each label map that no augmentation keeps: the generation stage would end at it."""
+    faults = []
+    for label, (_, row) in zip(frames.labels, frames.index.iterrows(), strict=True):
+        if reason := augmentation_fault(label, profile, raw.classes):
+            faults.append(DataError(raw.label_path(*row[raw.key_columns]), reason, row["patient"]))
+    return faults
+
+
+def augmentation_fault(label: np.ndarray, profile: Profile, classes: Classes) -> str:
+    """Why no augmentation keeps a label map (S, S) of the profile's size; empty where one does.
 
     Only maps with a structure in pieces, of fewer than 100 pixels, or with a gap in the wall are tried. A heart must be
     labelled; of other organs a slice may hold none.
     """
-    faults, classes, heart = [], raw.classes, raw.classes.anatomy == HEART
-    for label, (_, row) in zip(frames.labels, frames.index.iterrows(), strict=True):
-        structures = [label == k for k in range(1, len(classes.names)) if (label == k).any()]
-        pieces = any(ndimage.label(structure, np.ones((3, 3)))[1] > 1 for structure in structures)
-        small = any(structure.sum() < 100 for structure in structures)
-        if not pieces and not small and not (heart and (not structures or leak(label) > 0.05)):
-            continue
-        try:
-            if not structures:
-                raise ValueError("nothing is labelled")
-            augment(label, profile.augmentation, np.random.default_rng(0), classes)
-        except ValueError as error:
-            faults.append(DataError(raw.label_path(*row[raw.key_columns]), str(error), row["patient"]))
-    return faults
+    heart = classes.anatomy == HEART
+    structures = [label == k for k in range(1, len(classes.names)) if (label == k).any()]
+    pieces = any(ndimage.label(structure, np.ones((3, 3)))[1] > 1 for structure in structures)
+    small = any(structure.sum() < 100 for structure in structures)
+    if not pieces and not small and not (heart and (not structures or leak(label) > 0.05)):
+        return ""
+    if not structures:
+        return "nothing is labelled"
+    try:
+        augment(label, profile.augmentation, np.random.default_rng(0), classes)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def doubts(frames: Frames) -> list[str]:

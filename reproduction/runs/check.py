@@ -1,34 +1,45 @@
 """What a dataset holds, read as the data stage reads it: `python -m echo check`."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from echo.config import SPLITS
+from echo.config import SPLITS, get_profile
 from echo.progress import tqdm
 from reproduction.datasets.errors import DataError, DataFaults
-from reproduction.datasets.prepare import Source
+from reproduction.datasets.prepare import Source, augmentation_fault
 from reproduction.plots import echoes
 
 SHOWN = 8  # frames of each split on the contact sheet
 
 
-def check(raw: Source, sheet: Path) -> list[str]:
-    """Read every frame: lines on what there is to see, and a contact sheet (`sheet`.png and .pdf).
+def check(raw: Source, sheet: Path, profile: str = "cpu") -> list[str]:
+    """Read every frame: lines on what there is to see, and a contact sheet (`sheet`.png and .pdf; in a folder
+    `sheet`, NAME_contact_sheet).
 
     Raises:
-        DataFaults: with all faults, if there is any.
+        DataFaults: with all faults, if there is any; a label map that no augmentation keeps at the profile's size, and
+            that is painted for, is one.
+        PermissionError: before anything is read, where the contact sheet cannot be written.
     """
+    settings, sheet = get_profile(profile), sheet / f"{raw.root.name}_contact_sheet" if sheet.is_dir() else sheet
+    folder = next(folder for folder in sheet.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written: give --sheet, a place for the contact sheet")
     faults, rows, shown, titles = list(raw.faults), [], [], []
     for split in SPLITS if raw.tests_labelled else SPLITS[:2]:
         try:
-            keys = raw.keys(raw.patients(split))
+            patients = raw.patients(split)
         except DataError as error:
             faults.append(error)
             continue
-        if not keys:
+        if not patients:
             faults.append(DataError(raw.root, f"split {split} has no patient"))
+        keys = raw.keys(patients)
+        for patient in dict.fromkeys(patients).keys() - {key[0] for key in keys}:
+            faults.append(DataError(raw.root, "holds no frame", patient))
         chosen = set(np.linspace(0, len(keys) - 1, min(SHOWN, len(keys))).astype(int))
         for k, key in enumerate(tqdm(keys, desc=split, unit="frame", leave=False)):
             try:
@@ -36,6 +47,9 @@ def check(raw: Source, sheet: Path) -> list[str]:
             except DataError as error:
                 faults.append(error)
                 continue
+            small = frame.label_at(settings.image_size)
+            if split != "testing" and (reason := augmentation_fault(small, settings, raw.classes)):
+                faults.append(DataError(raw.label_path(*key), reason, frame.patient))
             rows.append({"split": split} | facts_of(frame, len(raw.classes.names)))
             if k in chosen:
                 shown.append(frame)

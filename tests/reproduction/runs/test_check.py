@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from reproduction.cli import app
 from reproduction.datasets.errors import DataFaults
+from reproduction.datasets.layout import nifti
+from reproduction.datasets.phantom import write_phantom
 from reproduction.datasets.prepare import open_dataset
 from reproduction.runs.check import check
 
@@ -51,6 +53,29 @@ def test_every_fault_is_told_at_once(tmp_path):
     done = CliRunner().invoke(app, ["check", str(root)])
     assert done.exit_code == 1
     assert "p06_0.png: p06: file is missing" in done.output
+
+
+def test_a_label_map_that_no_augmentation_keeps_and_an_empty_patient_are_told(tmp_path):
+    root = write_phantom(tmp_path / "echo", {"training": 2, "validation": 1, "testing": 1}, 0, size=96, progress=False)
+    speck = np.zeros((96, 96), np.uint8)
+    speck[50, 50], speck[70:75, 50] = 1, 3
+    for name in ("patient0001", "patient0004"):  # of training, and of testing, which nothing is painted for
+        path = root / "database_nifti" / name / f"{name}_2CH_ED_gt.nii.gz"
+        path.write_bytes(nifti(speck, tuple(open_dataset(root).frame(name, "2CH", "ED").spacing_mm)))
+    for path in (root / "database_nifti" / "patient0002").iterdir():
+        path.unlink()
+    with pytest.raises(DataFaults) as raised:
+        check(open_dataset(root), tmp_path / "sheet", "smoke")
+    lines = str(raised.value).splitlines()
+    assert lines[0].endswith("2 faults in 2 patient(s)")
+    assert "patient0002: holds no frame" in lines[1]
+    assert "patient0001_2CH_ED_gt.nii.gz: patient0001: " in lines[2]
+
+
+def test_a_sheet_that_cannot_be_written_is_said_first(phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)  # for root, permissions are no limit
+    with pytest.raises(PermissionError, match=f"{tmp_path} cannot be written: give --sheet"):
+        check(phantom, tmp_path / "new" / "sheet")
 
 
 def test_the_phantom_has_a_sector_conditions_and_unions(phantom, tmp_path):
