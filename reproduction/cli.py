@@ -231,6 +231,7 @@ def paint_without_data(name: str, directory: Path | None, images: int, seed: int
         raise ValueError(f"no pretrained weights {name!r}: there are {', '.join(PRETRAINED)}")
     if directory is None:
         raise ValueError("--pretrained needs the folder of the new dataset: generate --pretrained camus DIRECTORY")
+    need_checkout()
     table = paint_pretrained(PRETRAINED[name], CPU, directory, images, seed)
     typer.echo(f"{directory}: {len(table)} images of {table['patient'].nunique()} patients, with label maps")
 
@@ -307,8 +308,7 @@ def check(
     profile: ProfileOption = ProfileName.cpu,
 ) -> None:
     """Read a whole dataset: what is in it, with a contact sheet; or every fault, a line each, and exit status 1."""
-    from reproduction.datasets.nnunet import PATTERN
-    from reproduction.datasets.prepare import open_dataset
+    from reproduction.datasets.prepare import PATTERN, open_dataset
     from reproduction.runs.check import check as read_all
 
     raw = open_dataset(data, patient_pattern or PATTERN)

@@ -232,7 +232,9 @@ def test_an_empty_export_is_an_error(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", ["reproduce", "study grid", "trace 1 LA paper", "publish run"])
+@pytest.mark.parametrize(
+    "command", ["reproduce", "study grid", "trace 1 LA paper", "publish run", "generate --pretrained camus new"]
+)
 def test_without_a_checkout_one_line_says_so(command, tmp_path, monkeypatch):
     monkeypatch.setattr("reproduction.cli.stop_kernels_too", lambda: None)  # the signals are pytest's here
     monkeypatch.setattr(reproduction, "NOTEBOOKS", tmp_path / "notebooks")
