@@ -231,6 +231,7 @@ def paint_without_data(name: str, directory: Path | None, images: int, seed: int
         raise ValueError(f"no pretrained weights {name!r}: there are {', '.join(PRETRAINED)}")
     if directory is None:
         raise ValueError("--pretrained needs the folder of the new dataset: generate --pretrained camus DIRECTORY")
+    need_checkout()
     table = paint_pretrained(PRETRAINED[name], CPU, directory, images, seed)
     typer.echo(f"{directory}: {len(table)} images of {table['patient'].nunique()} patients, with label maps")
 
@@ -304,15 +305,12 @@ def check(
     profile: ProfileOption = ProfileName.cpu,
     patient_pattern: PatternOption = "",
 ) -> None:
-    """Read and augment a dataset: what is in it, with a contact sheet; or every fault, and exit status 1."""
-    from echo.config import get_profile
+    """Read a whole dataset: what is in it, with a contact sheet; or every fault, a line each, and exit status 1."""
     from reproduction.datasets.prepare import PATTERN, open_dataset
     from reproduction.runs.check import check as read_all
 
     raw = open_dataset(data, patient_pattern or PATTERN)
-    target = Path(sheet)
-    target = target / f"{raw.root.name}_contact_sheet" if target.is_dir() else target
-    typer.echo("\n".join(read_all(raw, target, get_profile(profile.value))))
+    typer.echo("\n".join(read_all(raw, Path(sheet), profile.value)))
 
 
 @app.command()

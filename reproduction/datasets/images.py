@@ -58,11 +58,15 @@ class Resizable:
         if (height, width) == (size, size):
             return self
         image = resize(self.image, (size, size), order=1, anti_aliasing=True, preserve_range=True)
-        centres = 2 * np.arange(size) + 1  # of the new pixels, in units of half a new pixel
-        label = self.label[np.ix_(centres * height // (2 * size), centres * width // (2 * size))]
         mm = self.spacing_mm
         spacing = mm and (mm[0] * height / size, mm[1] * width / size)
-        return replace(self, image=np.rint(image).astype(np.uint8), label=label, spacing_mm=spacing)
+        image, label = np.rint(image).astype(np.uint8), self.label_at(size)
+        return replace(self, image=image, label=label, spacing_mm=spacing)
+
+    def label_at(self, size: int) -> np.ndarray:
+        """The label map alone of `resized`."""
+        (height, width), centres = self.label.shape, 2 * np.arange(size) + 1  # in units of half a new pixel
+        return self.label[np.ix_(centres * height // (2 * size), centres * width // (2 * size))]
 
 
 @contextmanager

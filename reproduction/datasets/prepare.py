@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.transform import resize
 
 from echo.augment import augment, leak
-from echo.config import SPLITS, AugmentationConfig, Profile
+from echo.config import SPLITS, Profile
 from echo.frames import Frames
 from echo.labels import CAMUS, HEART, Classes, sector_mask, to_sdm
 from echo.progress import tqdm
@@ -124,8 +123,17 @@ def _raw_frames(raw: Source, split: str, faults: list[DataError], progress: bool
                 yield patient, frame
 
 
-def augmentation_fault(label: NDArray[np.uint8], config: AugmentationConfig, classes: Classes) -> str:
-    """Why no augmentation keeps a label map (S, S), so that the generation stage would end at it; or "".
+def augmentation_faults(raw: Source, frames: Frames, profile: Profile) -> list[DataError]:
+    """A fault for each label map that no augmentation keeps: the generation stage would end at it."""
+    faults = []
+    for label, (_, row) in zip(frames.labels, frames.index.iterrows(), strict=True):
+        if reason := augmentation_fault(label, profile, raw.classes):
+            faults.append(DataError(raw.label_path(*row[raw.key_columns]), reason, row["patient"]))
+    return faults
+
+
+def augmentation_fault(label: np.ndarray, profile: Profile, classes: Classes) -> str:
+    """Why no augmentation keeps a label map (S, S) of the profile's size; empty where one does.
 
     Only maps with a structure in pieces, of fewer than 100 pixels, or with a gap in the wall are tried. A heart must be
     labelled; of other organs a slice may hold none.
@@ -139,17 +147,10 @@ def augmentation_fault(label: NDArray[np.uint8], config: AugmentationConfig, cla
     if not structures:
         return "nothing is labelled"
     try:
-        augment(label, config, np.random.default_rng(0), classes)
+        augment(label, profile.augmentation, np.random.default_rng(0), classes)
     except ValueError as error:
         return str(error)
     return ""
-
-
-def augmentation_faults(raw: Source, frames: Frames, profile: Profile) -> list[DataError]:
-    """A fault for each of some prepared frames with an `augmentation_fault`."""
-    reasons = [augmentation_fault(label, profile.augmentation, raw.classes) for label in frames.labels]
-    rows = zip(reasons, frames.index.iterrows(), strict=True)
-    return [DataError(raw.label_path(*row[raw.key_columns]), why, row["patient"]) for why, (_, row) in rows if why]
 
 
 def doubts(frames: Frames) -> list[str]:

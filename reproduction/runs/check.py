@@ -1,11 +1,12 @@
 """What a dataset holds, read as the data stage reads it: `python -m echo check`."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from echo.config import SPLITS, Profile
+from echo.config import SPLITS, get_profile
 from echo.progress import tqdm
 from reproduction.datasets.errors import DataError, DataFaults
 from reproduction.datasets.prepare import Source, augmentation_fault
@@ -14,23 +15,31 @@ from reproduction.plots import echoes
 SHOWN = 8  # frames of each split on the contact sheet
 
 
-def check(raw: Source, sheet: Path, profile: Profile) -> list[str]:
-    """Read every frame: lines on what there is to see, and a contact sheet (`sheet`.png and .pdf).
-
-    Label maps of training and validation, for which images are painted, are augmented at the profile's size too.
+def check(raw: Source, sheet: Path, profile: str = "cpu") -> list[str]:
+    """Read every frame: lines on what there is to see, and a contact sheet (`sheet`.png and .pdf; in a folder
+    `sheet`, NAME_contact_sheet).
 
     Raises:
-        DataFaults: with all faults, if there is any.
+        DataFaults: with all faults, if there is any; a label map that no augmentation keeps at the profile's size, and
+            that is painted for, is one.
+        PermissionError: before anything is read, where the contact sheet cannot be written.
     """
+    settings, sheet = get_profile(profile), sheet / f"{raw.root.name}_contact_sheet" if sheet.is_dir() else sheet
+    folder = next(folder for folder in sheet.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written: give --sheet, a place for the contact sheet")
     faults, rows, shown, titles = list(raw.faults), [], [], []
     for split in SPLITS if raw.tests_labelled else SPLITS[:2]:
         try:
-            keys = raw.keys(raw.patients(split))
+            patients = raw.patients(split)
         except DataError as error:
             faults.append(error)
             continue
-        if not keys:
+        if not patients:
             faults.append(DataError(raw.root, f"split {split} has no patient"))
+        keys = raw.keys(patients)
+        for patient in dict.fromkeys(patients).keys() - {key[0] for key in keys}:
+            faults.append(DataError(raw.root, "holds no frame", patient))
         chosen = set(np.linspace(0, len(keys) - 1, min(SHOWN, len(keys))).astype(int))
         for k, key in enumerate(tqdm(keys, desc=split, unit="frame", leave=False)):
             try:
@@ -38,9 +47,11 @@ def check(raw: Source, sheet: Path, profile: Profile) -> list[str]:
             except DataError as error:
                 faults.append(error)
                 continue
-            label = frame.resized(profile.image_size).label
-            if split != "testing" and (why := augmentation_fault(label, profile.augmentation, raw.classes)):
-                faults.append(DataError(raw.label_path(*key), f"at {profile.image_size} pixels, {why}", key[0]))
+            small = frame.label_at(settings.image_size)
+            if split != "testing" and (reason := augmentation_fault(small, settings, raw.classes)):
+                faults.append(
+                    DataError(raw.label_path(*key), f"at {settings.image_size} pixels, {reason}", frame.patient)
+                )
             rows.append({"split": split} | facts_of(frame, len(raw.classes.names)))
             if k in chosen:
                 shown.append(frame)

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -138,6 +139,21 @@ def execute(notebook: str, output: Path, parameters: dict) -> None:
             raise NotebookError(message) from None
 
 
+def check_inception() -> None:
+    """Refuse before any work what the last notebook would stop at: ECHO_INCEPTION without its file, or its package. Its
+    path is made absolute, since notebooks run in a folder of their own.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if given := os.environ.get("ECHO_INCEPTION"):
+        if not (path := Path(given).expanduser().resolve()).is_file():
+            raise ValueError(f"the environment variable ECHO_INCEPTION is {given!r}: there is no such file")
+        if find_spec("torch_fidelity") is None:
+            raise ValueError("ECHO_INCEPTION asks for FID, which needs the package torch-fidelity: pip install it")
+        os.environ["ECHO_INCEPTION"] = str(path)
+
+
 def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str | None = None) -> Path:
     """Execute the notebooks of all stages and of the images' quality, or of one stage or study, into a run folder, and
     return it.
@@ -148,12 +164,15 @@ def reproduce(profile: str, data: str, run: str = "", seed: int = 0, only: str |
         ValueError: when another command works on this run, or its folder holds something else.
     """
     need_checkout()
+    names = [only] if only else [stage.name for stage in STAGES.values() if stage.reproduced]
+    if "quality" in names:
+        check_inception()
     opened = open_run(profile, data, run, seed, recompute=True)
     tests_labelled = opened.data == "phantom" or opened.open_data().tests_labelled  # a wrong path fails at once
     # The kernel inherits these: progress as text, which papermill passes on to this terminal.
     os.environ |= {"ECHO_TEXT_PROGRESS": "1", "TQDM_MININTERVAL": "2"}
     with one_command(opened):
-        for name in [only] if only else [stage.name for stage in STAGES.values() if stage.reproduced]:
+        for name in names:
             if STAGES[name].scores_test and not tests_labelled:
                 print(f"== {name}: skipped, the test cases have no labels", flush=True)
                 continue

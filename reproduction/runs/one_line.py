@@ -4,6 +4,7 @@ import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import typer
 from typer.core import TyperGroup
@@ -33,6 +34,20 @@ def plain_errors() -> Iterator[None]:
         leave(f"error: {line}", 1)
 
 
+def check_environment() -> None:
+    """Name the environment variable where a library that reads it while it loads refuses its value.
+
+    Raises:
+        ValueError: in one line.
+    """
+    for module, prefix in (("tqdm", "TQDM_"), ("matplotlib", "MPLBACKEND")):
+        if given := [f"{name}={value}" for name, value in os.environ.items() if name.startswith(prefix)]:
+            try:
+                import_module(module)
+            except ValueError as error:
+                raise ValueError(f"{', '.join(given)} in the environment: {error}") from None
+
+
 def interrupted(error: BaseException | None) -> bool:
     """Whether an interruption is behind an error: compiled modules that are loading turn it into an ImportError."""
     return isinstance(error, KeyboardInterrupt) or (
@@ -51,4 +66,5 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> object:
         with plain_errors():
+            check_environment()
             return super().invoke(ctx)

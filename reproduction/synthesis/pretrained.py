@@ -148,7 +148,12 @@ def write_pretrained(diffusion: Path, segmenter: Path, training: Frames, target:
 def load_cascade(folder: Path) -> Cascade:
     """The networks that `write_pretrained` wrote, in float32 on this process's device."""
     kinds = {"all": SemanticUNet, ENLARGER: Enlarger}
-    return Cascade(*(kinds[name].from_pretrained(folder / name).float().to(get_device()).eval() for name in kinds))
+    return Cascade(
+        *(
+            kinds[name].from_pretrained(folder / name, local_files_only=True).float().to(get_device()).eval()
+            for name in kinds
+        )
+    )
 
 
 def draw_heart(
@@ -216,11 +221,13 @@ def paint_pretrained(
     marker = target / "synthetic.json"
     if target.exists() and any(target.iterdir()) and not (marker.exists() and read_json(marker) == facts):
         raise ValueError(f"{target} holds other files: choose a new folder, or go on with the same seed and weights")
-    write_json(marker, facts)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing: the weights are part of a clone of the repository")
     try:
         model, shapes = load_cascade(folder), load_shapes(folder / "shapes.npz")
     except (OSError, ValueError, KeyError) as error:
         raise DamagedFile(folder, error) from None
+    write_json(marker, facts)
     numbers = range(-(-images // len(VIEW_PHASES)))
     for first in tqdm(numbers[::batch], desc="patients", unit=f"{batch} patients"):
         block = numbers[first : first + batch]

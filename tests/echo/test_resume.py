@@ -23,6 +23,8 @@ def test_atomic_leaves_whole_files_only(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_disk_that_takes_no_more_is_told_with_the_file(tmp_path, number):
+    with pytest.raises(OSError, match=r"/model\.pt'$"), resume.atomic(tmp_path / "model.pt") as temporary:
+        raise OSError(number, os.strerror(number), str(temporary))
     with pytest.raises(OSError, match=r"checkpoint\.pt") as caught, resume.atomic(tmp_path / "checkpoint.pt"):
         raise OSError(number, os.strerror(number))
     assert caught.value.errno == number

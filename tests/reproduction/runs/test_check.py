@@ -6,9 +6,10 @@ from made_sets import made_set
 from skimage.io import imread, imsave
 from typer.testing import CliRunner
 
-from echo.config import get_profile
 from reproduction.cli import app
 from reproduction.datasets.errors import DataFaults
+from reproduction.datasets.layout import nifti
+from reproduction.datasets.phantom import write_phantom
 from reproduction.datasets.prepare import open_dataset
 from reproduction.runs.check import check
 
@@ -44,7 +45,7 @@ def test_every_fault_is_told_at_once(tmp_path):
     imsave(root / "imagesTs" / "p07_1_0000.png", np.zeros((48, 40), np.uint8), check_contrast=False)
     (root / "labelsTr" / "p06_0.png").unlink()
     with pytest.raises(DataFaults) as raised:
-        check(open_dataset(root), tmp_path / "sheet", get_profile("smoke"))
+        check(open_dataset(root), tmp_path / "sheet", "smoke")
     lines = str(raised.value).splitlines()
     assert lines[0].endswith("3 faults in 3 patient(s)")
     assert [line.split(": ")[1] for line in lines[1:]] == ["p01", "p06", "p07"]
@@ -54,8 +55,31 @@ def test_every_fault_is_told_at_once(tmp_path):
     assert "p06_0.png: p06: file is missing" in done.output
 
 
+def test_a_label_map_that_no_augmentation_keeps_and_an_empty_patient_are_told(tmp_path):
+    root = write_phantom(tmp_path / "echo", {"training": 2, "validation": 1, "testing": 1}, 0, size=96, progress=False)
+    speck = np.zeros((96, 96), np.uint8)
+    speck[50, 50], speck[70:75, 50] = 1, 3
+    for name in ("patient0001", "patient0004"):  # of training, and of testing, which nothing is painted for
+        path = root / "database_nifti" / name / f"{name}_2CH_ED_gt.nii.gz"
+        path.write_bytes(nifti(speck, tuple(open_dataset(root).frame(name, "2CH", "ED").spacing_mm)))
+    for path in (root / "database_nifti" / "patient0002").iterdir():
+        path.unlink()
+    with pytest.raises(DataFaults) as raised:
+        check(open_dataset(root), tmp_path / "sheet", "smoke")
+    lines = str(raised.value).splitlines()
+    assert lines[0].endswith("2 faults in 2 patient(s)")
+    assert "patient0002: holds no frame" in lines[1]
+    assert "patient0001_2CH_ED_gt.nii.gz: patient0001: " in lines[2]
+
+
+def test_a_sheet_that_cannot_be_written_is_said_first(phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)  # for root, permissions are no limit
+    with pytest.raises(PermissionError, match=f"{tmp_path} cannot be written: give --sheet"):
+        check(phantom, tmp_path / "new" / "sheet")
+
+
 def test_the_phantom_has_a_sector_conditions_and_unions(phantom, tmp_path):
-    said = "\n".join(check(phantom, tmp_path / "sheet", get_profile("smoke")))
+    said = "\n".join(check(phantom, tmp_path / "sheet", "smoke"))
     assert "5 patients, 20 frames" in said
     assert "condition 4CH ES: 5 frames" in said
     assert "structure LV epi: classes 1, 2" in said

@@ -74,6 +74,19 @@ def test_an_interruption_while_the_command_line_loads_has_no_traceback(tmp_path)
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize("variable", ["TQDM_MININTERVAL=abc", "MPLBACKEND=nonsense", "ECHO_INCEPTION=nowhere.pth"])
+def test_a_wrong_environment_variable_is_named_at_the_start(variable, tmp_path):
+    name, _, value = variable.partition("=")
+    command = [sys.executable, "-m", "echo", "reproduce", "--profile", "smoke", "--run", tmp_path / "run"]
+    done = subprocess.run(command, env=os.environ | {name: value}, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert name in line
+    assert value in line
+    assert list(tmp_path.iterdir()) == []
+
+
 TILDE = ["status {}", "publish {}", "fidelity {}", "verify {}", "export {} new", "generate --pretrained camus {}"]
 
 
@@ -219,7 +232,9 @@ def test_an_empty_export_is_an_error(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", ["reproduce", "study grid", "trace 1 LA paper", "publish run"])
+@pytest.mark.parametrize(
+    "command", ["reproduce", "study grid", "trace 1 LA paper", "publish run", "generate --pretrained camus new"]
+)
 def test_without_a_checkout_one_line_says_so(command, tmp_path, monkeypatch):
     monkeypatch.setattr("reproduction.cli.stop_kernels_too", lambda: None)  # the signals are pytest's here
     monkeypatch.setattr(reproduction, "NOTEBOOKS", tmp_path / "notebooks")
