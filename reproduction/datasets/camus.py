@@ -17,8 +17,10 @@ Echocardiography", IEEE TMI 38(9):2198-2210, 2019, doi 10.1109/TMI.2019.2900516.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -228,7 +230,13 @@ def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
         root, layout = _locate(root)
         groups = told_apart({name: _patient_folders(_inner(root / name)) for name in FOLDERS.get(layout, ("",))})
         folders = {patient: folder for group in groups.values() for patient, folder in group.items()}
-        names = {patient: sorted(path.name for path in folder.iterdir()) for patient, folder in folders.items()}
+        names = {patient: [] for patient in folders}
+        locked = [
+            DataError(folder, "cannot be read: permission denied", patient) for patient, folder in folders.items()
+        ]
+        locked = [fault for fault in locked if not os.access(fault.path, os.R_OK | os.X_OK)]
+        for patient in folders.keys() - {fault.patient for fault in locked}:
+            names[patient] = sorted(path.name for path in folders[patient].iterdir())
     stored = {match[5] for patient in names for name in names[patient] if (match := FILE.fullmatch(name))}
     release = next((r for r in SUFFIXES if stored & {*SUFFIXES[r]}), None)
     if release is None:
@@ -242,7 +250,7 @@ def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
         splits = read_splits(_inner(root / "database_split"))
     else:
         splits, notes = split_by_rule(groups, folders)
-    faults = split_faults(root, splits, folders)
+    faults = locked + split_faults(root, splits, folders)
     if faults and on_error == "raise":
         raise DataFaults(root, faults)
     splits = {split: [p for p in dict.fromkeys(listed) if p in folders] for split, listed in splits.items()}
@@ -291,7 +299,10 @@ def _patient_folders(folder: Path) -> dict[str, Path]:
 
 def _inner(folder: Path) -> Path:
     """`folder`, or the one of the same name in it, as unzip programs make them."""
-    return _inner(folder / folder.name) if (folder / folder.name).is_dir() else folder
+    with suppress(PermissionError):  # `open_camus` reports it
+        if (folder / folder.name).is_dir():
+            return _inner(folder / folder.name)
+    return folder
 
 
 def _layouts(folder: Path) -> list[str]:

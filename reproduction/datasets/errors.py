@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+LONGEST = 80  # letters of a name that a message shows
 SHOWN = 20  # faults that the message lists; `faults.csv` has all of them
 
 
@@ -13,8 +14,18 @@ class DataError(ValueError):
 
     def __init__(self, path: Path, reason: str, patient: str | None = None):
         self.path, self.patient = path, patient
-        self.reason = " ".join(reason.split())
-        super().__init__(" ".join(": ".join(filter(None, (str(path), patient, reason))).split()))
+        self.reason = printable(reason)
+        super().__init__(printable(": ".join(filter(None, (str(path), shortened(patient or ""), reason)))))
+
+
+def printable(text: str) -> str:
+    """Text on one line, without what moves a terminal's cursor or is no letter at all."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def shortened(name: str) -> str:
+    """A patient's name, which in a damaged list may be thousands of letters long."""
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
 
 
 class DataFaults(DataError):

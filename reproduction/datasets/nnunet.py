@@ -12,6 +12,7 @@ missing, patients are drawn for it, the same ones each time.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -129,6 +130,7 @@ class NnUNet:
 
     def digest(self, *splits: str) -> str:
         """SHA-256 (hex) of all that is read of some splits, by default of all: classes, cases, their conditions, files.
+        What cannot be read is left out: the data stage reports it.
 
         Raises:
             DataError: when a file cannot be read.
@@ -140,7 +142,8 @@ class NnUNet:
                 total.update(f"{patient} {case} {self._conditions.get(case)}".encode())
                 for path in self._cases[patient][case]:
                     with one_line(path, patient):
-                        total.update(hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"missing")
+                        there = os.access(path, os.R_OK) and path.is_file()
+                        total.update(hashlib.sha256(path.read_bytes()).digest() if there else b"missing")
         return total.hexdigest()
 
     def record(self) -> dict:

@@ -78,6 +78,8 @@ def digest_of_splits(raw: Source, *splits: str) -> str:
         with suppress(DataError):  # of a split that is not defined
             patients = raw.patients(split)
         for patient in patients:
+            if not os.access(raw._folders[patient], os.R_OK | os.X_OK):
+                continue
             files = sorted(p for p in raw._folders[patient].iterdir() if p.is_file() and os.access(p, os.R_OK))
             found += [(p.name, sha256(p.read_bytes()).hexdigest()) for p in files if READ.search(p.name)]
             texts = [read_text(p).replace("\r\n", "\n") for p in files if p.suffix == ".cfg"]

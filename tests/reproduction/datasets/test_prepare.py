@@ -1,3 +1,4 @@
+import os
 import shutil
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from echo.resume import DamagedFile, read_json
 from reproduction.datasets import prepare
 from reproduction.datasets.camus import CamusError, open_camus
 from reproduction.datasets.errors import DataError, DataFaults
+from reproduction.datasets.phantom import write_phantom
+from reproduction.runs.inputs import digest_of_splits
 
 
 def test_prepare_round_trip_holds_no_test_patient(phantom, smoke, frames, tmp_path):
@@ -286,3 +289,22 @@ def test_any_views_and_phases_will_do(copy, smoke, gone, frames, capsys):
     prepare.prepare(open_camus(root), "camus", smoke, folder, progress=False)
     assert len(prepare.load_frames(folder, "training")) == frames
     assert ("1 of 5 patients lack frames" in capsys.readouterr().err) == gone.startswith("patient")
+
+
+def test_a_folder_without_permission_is_one_patients_fault(tmp_path, smoke, monkeypatch):
+    root = write_phantom(tmp_path / "echo", {"training": 2, "validation": 1, "testing": 1}, 0, size=96, progress=False)
+    closed, access = root / "database_nifti" / "patient0001", os.access
+    monkeypatch.setattr("os.access", lambda path, mode: path != closed and access(path, mode))  # tests may run as root
+    raw = prepare.open_dataset(root)
+    assert raw.faults[0].reason == "cannot be read: permission denied"
+    assert digest_of_splits(raw, "training") != digest_of_splits(raw, "validation")
+    with pytest.raises(DataFaults, match="patient0001: cannot be read: permission denied"):
+        prepare.prepare(raw, "camus", smoke, tmp_path / "out", progress=False)
+    prepare.prepare(raw, "camus", smoke, tmp_path / "out", progress=False, on_error="skip")
+    assert set(prepare.load_frames(tmp_path / "out", "training").index["patient"]) == {"patient0002"}
+
+
+def test_names_of_a_damaged_list_are_shown_short_and_plain(tmp_path):
+    error = DataError(tmp_path, "has no folder\x1b[2J", "\0" * 4000)
+    assert str(error).isprintable()
+    assert len(str(error)) < len(str(tmp_path)) + 200
