@@ -28,7 +28,7 @@ from echo.config import PAPER, VIEW_PHASES
 from echo.device import device_name, get_device, peak_memory_gb, supported_precision, tune_cpu
 from echo.diffusion import cosine_schedule, diffusion_loss
 from echo.fast import FastConditioning, speed_up
-from echo.resume import read_json, write_json
+from echo.resume import write_json
 from echo.sampler import MOST_BYTES, SCHEDULERS, SemanticDiffusionPipeline, make_scheduler
 from echo.unet import SemanticUNet, build_unet
 from reproduction import RESULTS
@@ -310,24 +310,24 @@ def main(
     ] = False,
     apart: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Measure, print the tables, and write results/bench/DEVICE.json (not with --quick). Run nothing beside it."""
+    """Measure, print the tables, and write results/bench/DEVICE.json, or results/bench/beside/DEVICE.json (not with
+    --quick). Run nothing beside it."""
     if apart:
         network, name, kind = apart.split(":")
         case = next(case for case in cases(quick) if case.name == network)
         print(json.dumps(measure(case, name, kind, 0.0 if quick else 3.0)))
         return
     slug = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
-    file, earlier = RESULTS / "bench" / f"{slug}.json", {}
+    folder = RESULTS / "bench" / "beside" if beside else RESULTS / "bench"
     if beside:
         result, names = {"beside_other_work": measured_beside_others(cases(quick)[0], quick)}, ["beside_other_work"]
-        earlier = read_json(file, dict) if file.exists() else {}
     else:
         result, names = bench(quick, compiled), ["steps", "memory", "images_per_second", "beside_other_work"]
     for name in names:
         print(f"\n{name}\n{markdown(result[name])}")
     print("\n" + json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}, indent=2))
     if not quick:
-        write_json(file, earlier | result)
+        write_json(folder / f"{slug}.json", result)
 
 
 if __name__ == "__main__":

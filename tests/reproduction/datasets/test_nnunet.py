@@ -1,6 +1,7 @@
 """The reader of nnU-Net raw datasets, on made ones."""
 
 import json
+import os
 import re
 import shutil
 
@@ -372,3 +373,11 @@ def test_sunnybrook():
     assert (raw.faults, raw.notes, raw.classes) == ([], [], Classes(("background", "LV")))
     assert [len(raw.patients(split)) for split in ("training", "validation", "testing")] == [20, 4, 6]
     assert all(frame.label.any() for frame in frames_of(raw, "testing"))
+
+
+def test_the_digest_leaves_out_what_cannot_be_read(tmp_path, monkeypatch):
+    """The data stage names it, with all other faults."""
+    root, access = made_set(tmp_path / "made"), os.access
+    closed, before = root / "labelsTr" / "p01_0.png", open_nnunet(root).digest()
+    monkeypatch.setattr("os.access", lambda path, mode: path != closed and access(path, mode))  # tests may run as root
+    assert open_nnunet(root).digest() != before
