@@ -232,9 +232,10 @@ def open_camus(root: str | Path, on_error: str = "raise") -> Camus:
         folders = {patient: folder for group in groups.values() for patient, folder in group.items()}
         names = {patient: [] for patient in folders}
         locked = [
-            DataError(folder, "cannot be read: permission denied", patient) for patient, folder in folders.items()
+            DataError(folder, "cannot be read: permission denied", patient)
+            for patient, folder in folders.items()
+            if not os.access(folder, os.R_OK | os.X_OK)
         ]
-        locked = [fault for fault in locked if not os.access(fault.path, os.R_OK | os.X_OK)]
         for patient in folders.keys() - {fault.patient for fault in locked}:
             names[patient] = sorted(path.name for path in folders[patient].iterdir())
     stored = {match[5] for patient in names for name in names[patient] if (match := FILE.fullmatch(name))}

@@ -133,7 +133,7 @@ class NnUNet:
         What cannot be read is left out: the data stage reports it.
 
         Raises:
-            DataError: when a file cannot be read.
+            DataError: when reading a file fails.
         """
         total = hashlib.sha256(repr((self.classes, self.described["patient_pattern"])).encode())
         for split in splits or [name for name in SPLITS if name != "testing" or self.tests_labelled]:
